@@ -57,8 +57,11 @@ func (s *Server) Restart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.Process, err = peer.Start(peer.Command{Path: path, Dir: s.dir,
-		Args: []string{"--runasroot", "--nofork", "--config=" + filepath.Join(s.dir, "inspircd.conf")}})
+	args := []string{"--nofork", "--config=" + filepath.Join(s.dir, "inspircd.conf")}
+	if os.Getuid() == 0 {
+		args = append(args, "--runasroot")
+	}
+	s.Process, err = peer.Start(peer.Command{Path: path, Dir: s.dir, Args: args})
 	if err != nil {
 		return err
 	}
