@@ -1,0 +1,6 @@
+// Command gjallar is a Matrix homeserver, a bridge, and the tools around them.
+package main
+
+import "os"
+
+func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
