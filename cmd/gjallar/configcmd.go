@@ -1,0 +1,79 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/gjallar-im/gjallar/config"
+	"github.com/gjallar-im/gjallar/homeserver/matrix"
+)
+
+// configCommand is `gjallar config`: the annotated defaults, `config check FILE`,
+// or with -protocol what a network of that protocol can be configured with.
+func configCommand(_ context.Context, t *terminal, args []string) error {
+	fs := flag.NewFlagSet("config", flag.ContinueOnError)
+	fs.SetOutput(t.err)
+	protocol := fs.String("protocol", "", "print the JSON Schema of the keys of a network of protocol `NAME`")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	switch {
+	case *protocol != "":
+		b, ok := builtin[*protocol]
+		if !ok {
+			return fmt.Errorf("no built-in protocol %q; there are %q", *protocol, slices.Sorted(maps.Keys(builtin)))
+		}
+		var out bytes.Buffer
+		if err := json.Indent(&out, b().Describe().Schema, "", "  "); err != nil {
+			return err
+		}
+		fmt.Fprintln(t.out, out.String())
+		return nil
+	case fs.NArg() == 0:
+		_, err := fmt.Fprint(t.out, config.Annotated())
+		return err
+	case fs.Arg(0) == "check" && fs.NArg() == 2:
+		c, err := config.Load(fs.Arg(1), t.environ)
+		if err == nil {
+			err = checkConfig(c)
+		}
+		if err == nil {
+			fmt.Fprintf(t.out, "%s is right\n", fs.Arg(1))
+		}
+		return err
+	}
+	return usagef("gjallar config [check FILE] [-protocol NAME]")
+}
+
+// checkConfig makes the checks that need to know Matrix and the protocols.
+func checkConfig(c *config.Config) error {
+	var m config.Mistakes
+	if _, err := matrix.ParseServerName(c.ServerName); err != nil {
+		m = append(m, c.Mistake("server_name", "%q is not a server name", c.ServerName))
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Networks)) {
+		n := c.Networks[name]
+		if n.Plugin != "" {
+			continue // asked when it is started
+		}
+		b, ok := builtin[n.Protocol]
+		if !ok {
+			m = append(m, c.Mistake("networks."+name+".protocol", "no built-in protocol %q; there are %q", n.Protocol, slices.Sorted(maps.Keys(builtin))))
+			continue
+		}
+		m = append(m, checkOptions(c, name, b(), n.Options)...)
+	}
+	if len(m) > 0 {
+		return m
+	}
+	return nil
+}
+
+// exitErr reports whether err stands for a stop that was asked for.
+func stopped(err error) bool { return err == nil || errors.Is(err, context.Canceled) }
