@@ -96,3 +96,64 @@ func Marshal(v any) ([]byte, error) {
 	}
 	return CanonicalStrict(b)
 }
+
+// Each calls f with every member of an object that is known to be canonical, keys
+// as written between their quotes, until f returns false.
+func Each(object []byte, f func(key, value []byte) bool) {
+	for i := 1; i < len(object) && object[i] == '"'; {
+		end := skipString(object, i)
+		start := end + 1 // past the colon
+		next := skipValue(object, start)
+		if !f(object[i+1:end-1], object[start:next]) {
+			return
+		}
+		i = next + 1 // past the comma
+	}
+}
+
+// Elements calls f with every item of an array that is known to be canonical.
+func Elements(array []byte, f func(value []byte)) {
+	for i := 1; i < len(array) && array[i] != ']'; {
+		next := skipValue(array, i)
+		f(array[i:next])
+		i = next + 1
+	}
+}
+
+func skipString(b []byte, i int) int {
+	for i++; i < len(b) && b[i] != '"'; i++ {
+		if b[i] == '\\' {
+			i++
+		}
+	}
+	return min(i+1, len(b))
+}
+
+func skipValue(b []byte, i int) int {
+	depth := 0
+	for i < len(b) {
+		switch b[i] {
+		case '"':
+			i = skipString(b, i)
+			if depth == 0 {
+				return i
+			}
+			continue
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth == 0 {
+				return i
+			}
+			if depth--; depth == 0 {
+				return i + 1
+			}
+		case ',':
+			if depth == 0 {
+				return i
+			}
+		}
+		i++
+	}
+	return i
+}
