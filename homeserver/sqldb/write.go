@@ -223,6 +223,7 @@ type Insert struct {
 type queuedRows struct {
 	insert *Insert
 	args   []any
+	at     map[string]int // where the row of a key begins, with QueueLast
 }
 
 // Queue adds a row to those that are written just before the commit, together with
@@ -232,13 +233,35 @@ func (tx *Tx) Queue(insert *Insert, row ...any) {
 	if len(row) != len(insert.Columns) {
 		panic(fmt.Sprintf("sqldb: a row of %d values for %d columns of %s", len(row), len(insert.Columns), insert.Table))
 	}
+	q := tx.rowsFor(insert)
+	q.args = append(q.args, row...)
+}
+
+// QueueLast is Queue for an insert that updates on conflict: a row takes the place
+// of one that was queued for the same key before, as a statement may not touch a
+// row twice.
+func (tx *Tx) QueueLast(insert *Insert, key string, row ...any) {
+	q := tx.rowsFor(insert)
+	if at, ok := q.at[key]; ok {
+		copy(q.args[at:], row)
+		return
+	}
+	if q.at == nil {
+		q.at = map[string]int{}
+	}
+	q.at[key] = len(q.args)
+	tx.Queue(insert, row...)
+}
+
+func (tx *Tx) rowsFor(insert *Insert) *queuedRows {
 	for _, q := range tx.queued {
 		if q.insert == insert {
-			q.args = append(q.args, row...)
-			return
+			return q
 		}
 	}
-	tx.queued = append(tx.queued, &queuedRows{insert, append(make([]any, 0, 4*len(row)), row...)})
+	q := &queuedRows{insert: insert}
+	tx.queued = append(tx.queued, q)
+	return q
 }
 
 // maxArgs bounds the placeholders of a statement.
@@ -259,7 +282,7 @@ func (tx *Tx) flush() error {
 			for 2*n*width <= min(len(rest), maxArgs) {
 				n *= 2
 			}
-			if _, err := tx.Exec(q.insert.text(n), rest[:n*width]...); err != nil {
+			if _, err := tx.Exec(q.insert.Text(n), rest[:n*width]...); err != nil {
 				return fmt.Errorf("insert into %s: %w", q.insert.Table, err)
 			}
 			rest = rest[n*width:]
@@ -268,7 +291,8 @@ func (tx *Tx) flush() error {
 	return nil
 }
 
-func (i *Insert) text(rows int) string {
+// Text is the statement for so many rows.
+func (i *Insert) Text(rows int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "INSERT INTO %s (%s) VALUES ", i.Table, strings.Join(i.Columns, ", "))
 	for r := range rows {
