@@ -290,3 +290,14 @@ func (s *Store) InsertRoom(tx *sqldb.Tx, room matrix.RoomID, version matrix.Room
 	_, err := tx.Exec(`INSERT INTO room (room_id, version, creator, created) VALUES ($1, $2, $3, $4)`, room, version, creator, now)
 	return err
 }
+
+// At returns the number of the event that the state of the chain has at a key, 0
+// if none.
+func (c Chain) At(key matrix.StateKey) Pos {
+	for i := len(c) - 1; i >= 0; i-- {
+		if pos, ok := c[i].Delta[key]; ok {
+			return pos
+		}
+	}
+	return 0
+}
