@@ -27,6 +27,11 @@ type Pos = int64
 type Store struct {
 	*sqldb.DB
 
+	// OnChange, set before the store is used or nil, hears of what the store itself
+	// notes a position for: devices that are gone. It is called as
+	// [sqldb.Tx.OnCommit] says.
+	OnChange func(pos Pos, rooms []matrix.RoomID, users []matrix.UserID)
+
 	rules sync.Map // matrix.RoomID → *roomversion.Rules; a room's version never changes
 }
 
