@@ -1,0 +1,153 @@
+package xep
+
+import (
+	"bufio"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Limits of what a [Reader] takes. encoding/xml has none of its own.
+const (
+	MaxStanza = 256 << 10 // bytes
+	MaxDepth  = 64        // of elements, the stanza itself being 1
+	MaxAttrs  = 64        // of one element
+)
+
+// Errors of a [Reader]. After any error the stream is of no more use.
+var (
+	ErrTooLarge   = errors.New("stanza is larger than 256 KiB")
+	ErrTooDeep    = errors.New("stanza is nested deeper than 64")
+	ErrAttributes = errors.New("element with too many attributes, or with one twice")
+	ErrRestricted = errors.New("XML that streams must not contain: directive, processing instruction or comment")
+)
+
+// Reader reads stanzas from a stream. It is for one goroutine.
+type Reader struct {
+	budget *budgetReader
+	dec    *xml.Decoder
+}
+
+// NewReader returns a Reader that has not read the stream's head yet.
+func NewReader(r io.Reader) *Reader {
+	b := &budgetReader{r: bufio.NewReader(r), left: MaxStanza}
+	return &Reader{budget: b, dec: xml.NewDecoder(b)}
+}
+
+// budgetReader ends with ErrTooLarge after left bytes. It is a ByteReader, so
+// the decoder puts no buffer before it and the count is exact.
+type budgetReader struct {
+	r    *bufio.Reader
+	left int
+}
+
+func (b *budgetReader) ReadByte() (byte, error) {
+	if b.left == 0 {
+		return 0, ErrTooLarge
+	}
+	b.left--
+	return b.r.ReadByte()
+}
+
+func (b *budgetReader) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	c, err := b.ReadByte()
+	if err != nil {
+		return 0, err
+	}
+	p[0] = c
+	return 1, nil
+}
+
+// Head reads the stream's opening tag, before it possibly an XML declaration.
+func (r *Reader) Head() (*Element, error) {
+	for first := true; ; first = false {
+		tok, err := r.dec.Token()
+		if err != nil {
+			return nil, fmt.Errorf("read stream head: %w", err)
+		}
+		switch t := tok.(type) {
+		case xml.ProcInst:
+			if !first || t.Target != "xml" {
+				return nil, ErrRestricted
+			}
+		case xml.CharData:
+		case xml.StartElement:
+			if t.Name != (xml.Name{Space: NSStream, Local: "stream"}) {
+				return nil, fmt.Errorf("stream begins with <%s>", t.Name.Local)
+			}
+			return &Element{Name: t.Name, Attrs: t.Copy().Attr}, nil
+		default:
+			return nil, ErrRestricted
+		}
+	}
+}
+
+// Next reads the next stanza. It returns io.EOF after the stream was closed by
+// its closing tag.
+func (r *Reader) Next() (*Element, error) {
+	for {
+		r.budget.left = MaxStanza
+		tok, err := r.dec.Token()
+		if err != nil {
+			return nil, err
+		}
+		switch t := tok.(type) {
+		case xml.CharData: // keepalive
+		case xml.EndElement:
+			return nil, io.EOF
+		case xml.StartElement:
+			return r.element(t, 1)
+		default:
+			return nil, ErrRestricted
+		}
+	}
+}
+
+func (r *Reader) element(start xml.StartElement, depth int) (*Element, error) {
+	if depth > MaxDepth {
+		return nil, ErrTooDeep
+	}
+	if !uniqueAttrs(start.Attr) {
+		return nil, ErrAttributes
+	}
+	e := &Element{Name: start.Name, Attrs: start.Copy().Attr}
+	for {
+		tok, err := r.dec.Token()
+		if err != nil {
+			return nil, err
+		}
+		switch t := tok.(type) {
+		case xml.CharData:
+			e.AddText(string(t))
+		case xml.StartElement:
+			child, err := r.element(t, depth+1)
+			if err != nil {
+				return nil, err
+			}
+			e.Add(child)
+		case xml.EndElement:
+			return e, nil
+		default:
+			return nil, ErrRestricted
+		}
+	}
+}
+
+// uniqueAttrs checks what encoding/xml does not.
+func uniqueAttrs(attrs []xml.Attr) bool {
+	if len(attrs) > MaxAttrs {
+		return false
+	}
+	for i, a := range attrs {
+		for _, b := range attrs[:i] {
+			if a.Name == b.Name {
+				return false
+			}
+		}
+	}
+	return true
+}
