@@ -84,7 +84,7 @@ func (p *pending) write(tx *sqldb.Tx) error {
 	}
 	s.InsertEvent(tx, e)
 	if p.txn.TxnID != "" {
-		s.InsertTxn(tx, p.event.Sender, p.txn.Device, p.txn.TxnID, p.event.ID, p.event.OriginServerTS)
+		s.InsertTxn(tx, p.event.Sender, p.txn.Device, p.txn.txnKey(), p.event.ID, p.event.OriginServerTS)
 	}
 	p.chain = p.prev.chain
 	if p.event.IsState() {

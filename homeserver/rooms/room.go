@@ -104,7 +104,7 @@ func (rm *room) load() error {
 
 // send checks an event against the room as it stands and has it written.
 func (rm *room) send(ev matrix.NewEvent, o SendOptions, redacts *store.Event) (*pending, error) {
-	key := txnKey{ev.Sender, o.Device, o.TxnID}
+	key := txnKey{ev.Sender, o.Device, o.txnKey()}
 	if o.TxnID != "" {
 		if p := rm.txns[key]; p != nil && !p.failed() {
 			return p, nil

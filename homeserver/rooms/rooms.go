@@ -59,9 +59,6 @@ func (r *Rooms) Close() {
 	r.owners.Wait()
 }
 
-// errBusy tells the caller of a room that its owner is gone, so that it asks again.
-var errBusy = errors.New("the room was just closed")
-
 // do has the owner of a room run f, opening the room if need be.
 func (r *Rooms) do(ctx context.Context, id matrix.RoomID, f func(*room)) error {
 	for {
@@ -73,6 +70,9 @@ func (r *Rooms) do(ctx context.Context, id matrix.RoomID, f func(*room)) error {
 		select {
 		case rm.requests <- func(rm *room) { f(rm); close(done) }:
 		case <-rm.gone:
+			if rm.fault != nil {
+				return rm.fault
+			}
 			continue
 		case <-ctx.Done():
 			return ctx.Err()
@@ -122,11 +122,16 @@ func (r *Rooms) close(rm *room) {
 type SendOptions struct {
 	// Device and TxnID identify the request of a client: the same again returns the
 	// first event's ID and stores nothing. No TxnID: every call is new.
+	// Scope is the rest of what names the request: its path.
 	Device matrix.DeviceID
 	TxnID  string
+	Scope  string
 	// TS becomes origin_server_ts, in milliseconds since the Unix epoch; 0 is now.
 	TS int64
 }
+
+// txnKey is under which the transaction is remembered.
+func (o SendOptions) txnKey() string { return o.Scope + " " + o.TxnID }
 
 // Send builds, signs and stores an event from a local user, and returns its ID once
 // it is durable.
@@ -139,7 +144,7 @@ type SendOptions struct {
 // not take its content, M_NOT_FOUND if there is no such room; any other is ours.
 func (r *Rooms) Send(ctx context.Context, ev matrix.NewEvent, o SendOptions) (matrix.EventID, error) {
 	if o.TxnID != "" {
-		if id, err := r.store.Txn(ctx, ev.Sender, o.Device, o.TxnID); err != nil || id != "" {
+		if id, err := r.store.Txn(ctx, ev.Sender, o.Device, o.txnKey()); err != nil || id != "" {
 			return id, err
 		}
 	}
@@ -157,7 +162,7 @@ func (r *Rooms) Send(ctx context.Context, ev matrix.NewEvent, o SendOptions) (ma
 	}
 	if err := sent.wait(); err != nil {
 		if o.TxnID != "" { // another process may have sent it
-			if id, again := r.store.Txn(ctx, ev.Sender, o.Device, o.TxnID); again == nil && id != "" {
+			if id, again := r.store.Txn(ctx, ev.Sender, o.Device, o.txnKey()); again == nil && id != "" {
 				return id, nil
 			}
 		}

@@ -301,3 +301,49 @@ func (c Chain) At(key matrix.StateKey) Pos {
 	}
 	return 0
 }
+
+// MembershipHistory returns the memberships that a user has had in a room, oldest
+// first.
+func (s *Store) MembershipHistory(ctx context.Context, room matrix.RoomID, user matrix.UserID) (out []Membership, err error) {
+	list, err := s.events(ctx, `SELECT `+eventColumns+` FROM state_change c JOIN event ON event.pos = c.pos
+		WHERE c.room_id = $1 AND c.type = 'm.room.member' AND c.state_key = $2 ORDER BY c.pos`, room, user)
+	for _, e := range list {
+		out = append(out, Membership{room, user, e.Membership(), e.Pos})
+	}
+	return out, err
+}
+
+// CurrentMembers returns the membership events of some users of a room.
+func (s *Store) CurrentMembers(ctx context.Context, room matrix.RoomID, users []matrix.UserID) (out []*Event, err error) {
+	for len(users) > 0 {
+		n := min(len(users), 500)
+		list, err := s.events(ctx, `SELECT `+eventColumns+` FROM current_state c JOIN event ON event.pos = c.event_pos
+			WHERE c.room_id = $1 AND c.type = 'm.room.member' AND c.state_key IN `+sqldb.In(2, n), append([]any{room}, sqldb.Args(users[:n])...)...)
+		if err != nil {
+			return nil, fmt.Errorf("members of %s: %w", room, err)
+		}
+		out, users = append(out, list...), users[n:]
+	}
+	return out, nil
+}
+
+// ShareRoom returns those of some users who are in a room with a user.
+func (s *Store) ShareRoom(ctx context.Context, user matrix.UserID, others []matrix.UserID) (map[matrix.UserID]bool, error) {
+	out := map[matrix.UserID]bool{}
+	for len(others) > 0 {
+		n := min(len(others), 500)
+		err := s.Each(ctx, func(scan func(...any) error) error {
+			var u matrix.UserID
+			err := scan(&u)
+			out[u] = true
+			return err
+		}, `SELECT DISTINCT o.state_key FROM current_state o JOIN current_state me ON me.room_id = o.room_id AND me.type = 'm.room.member'
+			AND me.state_key = $1 AND me.membership = 'join' WHERE o.type = 'm.room.member' AND o.membership = 'join' AND o.state_key IN `+sqldb.In(2, n),
+			append([]any{user}, sqldb.Args(others[:n])...)...)
+		if err != nil {
+			return nil, err
+		}
+		others = others[n:]
+	}
+	return out, nil
+}

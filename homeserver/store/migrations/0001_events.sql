@@ -70,6 +70,7 @@ CREATE TABLE state_change (
 	previous BIGINT NOT NULL,      -- event pos, 0 if there was none
 	PRIMARY KEY (room_id, pos)
 );
+CREATE INDEX state_change_key ON state_change (room_id, type, state_key, pos);
 
 -- What a device has sent under which transaction ID.
 CREATE TABLE transaction_id (

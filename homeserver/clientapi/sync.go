@@ -1,0 +1,835 @@
+package clientapi
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"time"
+
+	"github.com/gjallar-im/gjallar/homeserver/matrix"
+	"github.com/gjallar-im/gjallar/homeserver/store"
+	"github.com/gjallar-im/gjallar/homeserver/streams"
+)
+
+func (a *api) syncRoutes() []route {
+	return []route{{"GET", "/v3/sync", user, (*api).getSync}}
+}
+
+// syncResponse: https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3sync
+type syncResponse struct {
+	NextBatch   string      `json:"next_batch"`
+	AccountData *dataEvents `json:"account_data,omitempty"`
+	Presence    *dataEvents `json:"presence,omitempty"`
+	ToDevice    *dataEvents `json:"to_device,omitempty"`
+	DeviceLists *struct {
+		Changed []matrix.UserID `json:"changed"`
+		Left    []matrix.UserID `json:"left"`
+	} `json:"device_lists,omitempty"`
+	KeyCounts      map[string]int `json:"device_one_time_keys_count,omitempty"`
+	UnusedFallback []string       `json:"device_unused_fallback_key_types"`
+	Rooms          *syncRooms     `json:"rooms,omitempty"`
+}
+
+type syncRooms struct {
+	Join   map[matrix.RoomID]*joinedRoom  `json:"join,omitempty"`
+	Invite map[matrix.RoomID]*strangeRoom `json:"invite,omitempty"`
+	Knock  map[matrix.RoomID]*strangeRoom `json:"knock,omitempty"`
+	Leave  map[matrix.RoomID]*joinedRoom  `json:"leave,omitempty"`
+}
+
+func (s *syncRooms) empty() bool {
+	return len(s.Join) == 0 && len(s.Invite) == 0 && len(s.Knock) == 0 && len(s.Leave) == 0
+}
+
+// dataEvents is a list of events that are in no room's history.
+type dataEvents struct {
+	Events []dataEvent `json:"events"`
+}
+
+type dataEvent struct {
+	Type    string          `json:"type"`
+	Sender  matrix.UserID   `json:"sender,omitempty"`
+	Content json.RawMessage `json:"content"`
+}
+
+type roomEvents struct {
+	Events []matrix.Event `json:"events"`
+}
+
+type timeline struct {
+	Events    []matrix.Event `json:"events"`
+	Limited   bool           `json:"limited"`
+	PrevBatch string         `json:"prev_batch,omitempty"`
+}
+
+// joinedRoom is also the form of a room that was left.
+type joinedRoom struct {
+	Summary     *heroes     `json:"summary,omitempty"`
+	State       *roomEvents `json:"state,omitempty"`
+	StateAfter  *roomEvents `json:"state_after,omitempty"`
+	Timeline    timeline    `json:"timeline"`
+	Ephemeral   *dataEvents `json:"ephemeral,omitempty"`
+	AccountData *dataEvents `json:"account_data,omitempty"`
+	Unread      *unread     `json:"unread_notifications,omitempty"`
+}
+
+type unread struct {
+	Notifications int `json:"notification_count"`
+	Highlights    int `json:"highlight_count"`
+}
+
+// strangeRoom is one that the user is invited to or knocks at.
+type strangeRoom struct {
+	Invite *roomEvents `json:"invite_state,omitempty"`
+	Knock  *roomEvents `json:"knock_state,omitempty"`
+}
+
+type heroes struct {
+	Heroes  []matrix.UserID `json:"m.heroes,omitempty"`
+	Joined  int             `json:"m.joined_member_count"`
+	Invited int             `json:"m.invited_member_count"`
+}
+
+// maxSyncWait bounds how long a client may ask to wait.
+const maxSyncWait = 10 * time.Minute
+
+// getSync answers at once if there is something new, and otherwise waits for it.
+func (a *api) getSync(r *request) (any, error) {
+	s, err := a.newSync(r)
+	if err != nil {
+		return nil, err
+	}
+	wait, err := r.intQuery("timeout", 0, 0, int(maxSyncWait.Milliseconds()))
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), time.Duration(wait)*time.Millisecond)
+	defer cancel()
+	if s.since != nil && s.device != "" {
+		if err := a.Store.DeleteToDevice(r.Context(), r.user, r.device, s.since.Pos); err != nil {
+			return nil, err
+		}
+	}
+	for {
+		something, err := s.build(r.Context())
+		if err != nil {
+			return nil, err
+		}
+		if something || s.since == nil || s.full || ctx.Err() != nil {
+			return s.out, nil
+		}
+		// What concerns nobody who is asked about is no reason to look again.
+		a.Hub.Wait(ctx, r.user, s.joinedRooms, s.now)
+		if r.Context().Err() != nil {
+			return nil, r.Context().Err()
+		}
+	}
+}
+
+// syncer builds one response to /sync.
+type syncer struct {
+	api    *api
+	r      *request
+	filter *filter
+	device matrix.DeviceID
+	since  *streams.Token // nil: everything
+	full   bool           // all state again
+	after  bool           // state_after in place of state
+	leave  bool           // rooms that were left, too
+
+	now         streams.Token
+	joinedRooms []matrix.RoomID
+	out         *syncResponse
+	// Users whose devices the client begins or ceases to follow.
+	met, parted map[matrix.UserID]bool
+}
+
+func (a *api) newSync(r *request) (*syncer, error) {
+	q := r.URL.Query()
+	s := &syncer{api: a, r: r, device: r.device, full: q.Get("full_state") == "true"}
+	s.after = q.Get("use_state_after") == "true" || q.Get("org.matrix.msc4222.use_state_after") == "true"
+	if text := q.Get("since"); text != "" {
+		t, err := streams.ParseToken(text)
+		if err != nil {
+			return nil, matrix.InvalidParam("since is not a token of ours")
+		}
+		s.since = &t
+	}
+	var err error
+	if s.filter, err = a.filterOf(r.Context(), r, q.Get("filter")); err != nil {
+		return nil, err
+	}
+	s.leave = s.filter.Room.IncludeLeave
+	return s, nil
+}
+
+// from is the position after which things are new to the client.
+func (s *syncer) from() store.Pos {
+	if s.since == nil {
+		return 0
+	}
+	return s.since.Pos
+}
+
+func (s *syncer) typingFrom() int64 {
+	if s.since == nil {
+		return 0
+	}
+	return s.since.Typing
+}
+
+// build makes the response and reports whether there is something in it.
+func (s *syncer) build(ctx context.Context) (something bool, err error) {
+	s.now = s.api.Hub.Now()
+	s.out = &syncResponse{NextBatch: s.now.String(), UnusedFallback: []string{}}
+	s.met, s.parted = map[matrix.UserID]bool{}, map[matrix.UserID]bool{}
+	rooms := &syncRooms{Join: map[matrix.RoomID]*joinedRoom{}, Invite: map[matrix.RoomID]*strangeRoom{}, Knock: map[matrix.RoomID]*strangeRoom{}, Leave: map[matrix.RoomID]*joinedRoom{}}
+	roomData, err := s.accountData(ctx)
+	if err != nil {
+		return false, err
+	}
+	if err := s.rooms(ctx, rooms, roomData); err != nil {
+		return false, err
+	}
+	if !rooms.empty() {
+		s.out.Rooms = rooms
+	}
+	if err := s.devices(ctx); err != nil {
+		return false, err
+	}
+	if err := s.presence(ctx); err != nil {
+		return false, err
+	}
+	o := s.out
+	return o.Rooms != nil || o.AccountData != nil || o.Presence != nil || o.ToDevice != nil || o.DeviceLists != nil, nil
+}
+
+// accountData fills in what is global and returns what belongs to rooms.
+func (s *syncer) accountData(ctx context.Context) (map[matrix.RoomID][]dataEvent, error) {
+	list, err := s.api.Store.AccountDataSince(ctx, s.r.user, s.from(), s.now.Pos)
+	if err != nil {
+		return nil, err
+	}
+	if s.since == nil {
+		if list, err = s.withPushRules(ctx, list); err != nil {
+			return nil, err
+		}
+	}
+	ofRooms := map[matrix.RoomID][]dataEvent{}
+	for _, d := range list {
+		e := dataEvent{Type: d.Type, Content: d.Content}
+		switch {
+		case d.Room != "":
+			if s.filter.Room.AccountData.wantsType(d.Type) && s.filter.Room.AccountData.wantsRoom(d.Room) {
+				ofRooms[d.Room] = append(ofRooms[d.Room], e)
+			}
+		case s.filter.AccountData.wantsType(d.Type):
+			if s.out.AccountData == nil {
+				s.out.AccountData = &dataEvents{}
+			}
+			s.out.AccountData.Events = append(s.out.AccountData.Events, e)
+		}
+	}
+	return ofRooms, nil
+}
+
+// withPushRules adds the default push rules for those who never changed them.
+func (s *syncer) withPushRules(ctx context.Context, list []store.AccountData) ([]store.AccountData, error) {
+	if slices.ContainsFunc(list, func(d store.AccountData) bool { return d.Room == "" && d.Type == "m.push_rules" }) {
+		return list, nil
+	}
+	content, err := s.api.pushRulesContent(ctx, s.r.user)
+	return append(list, store.AccountData{Type: "m.push_rules", Content: content}), err
+}
+
+// rooms fills in each room that the user has to do with.
+func (s *syncer) rooms(ctx context.Context, out *syncRooms, data map[matrix.RoomID][]dataEvent) error {
+	memberships, err := s.api.Store.MembershipsOf(ctx, s.r.user)
+	if err != nil {
+		return err
+	}
+	var forgotten map[matrix.RoomID]bool
+	s.joinedRooms = s.joinedRooms[:0]
+	for _, m := range memberships {
+		if m.Membership == matrix.Join {
+			s.joinedRooms = append(s.joinedRooms, m.Room)
+		}
+		if !s.filter.wantsRoom(m.Room) {
+			continue
+		}
+		switch m.Membership {
+		case matrix.Join:
+			err = s.joined(ctx, out, m, data[m.Room])
+		case matrix.Invite, matrix.Knock:
+			err = s.strange(ctx, out, m)
+		default:
+			if m.Pos <= s.from() || s.since == nil && !s.leave {
+				continue
+			}
+			if forgotten == nil {
+				if forgotten, err = s.api.Store.Forgotten(ctx, s.r.user); err != nil {
+					return err
+				}
+			}
+			if !forgotten[m.Room] {
+				err = s.left(ctx, out, m, data[m.Room])
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// strange shows a room to someone invited or knocking: its stripped state.
+//
+// Spec: https://spec.matrix.org/v1.19/client-server-api/#stripped-state
+func (s *syncer) strange(ctx context.Context, out *syncRooms, m store.Membership) error {
+	if m.Pos <= s.from() && !s.full {
+		return nil
+	}
+	events, err := s.api.strippedState(ctx, m.Room, s.r.user)
+	if err != nil {
+		return err
+	}
+	if m.Membership == matrix.Invite {
+		out.Invite[m.Room] = &strangeRoom{Invite: &roomEvents{events}}
+	} else {
+		out.Knock[m.Room] = &strangeRoom{Knock: &roomEvents{events}}
+	}
+	return nil
+}
+
+// strippedTypes are shown to those who are not in a room yet.
+var strippedTypes = []string{matrix.TypeCreate, matrix.TypeName, matrix.TypeAvatar, matrix.TypeTopic, matrix.TypeJoinRules, matrix.TypeCanonicalAlias, matrix.TypeEncryption}
+
+func (a *api) strippedState(ctx context.Context, room matrix.RoomID, user matrix.UserID) ([]matrix.Event, error) {
+	list, err := a.Store.CurrentStateOf(ctx, room, strippedTypes...)
+	if err != nil {
+		return nil, err
+	}
+	own, err := a.Store.CurrentStateKey(ctx, room, matrix.TypeMember, string(user))
+	if err != nil {
+		return nil, err
+	}
+	if own != nil {
+		inviter, err := a.Store.CurrentStateKey(ctx, room, matrix.TypeMember, string(own.Sender))
+		if err != nil {
+			return nil, err
+		}
+		if inviter != nil && own.Sender != user {
+			list = append(list, inviter)
+		}
+		list = append(list, own)
+	}
+	out := make([]matrix.Event, 0, len(list))
+	for _, e := range list {
+		stripped := matrix.Event{Type: e.Type, Sender: e.Sender, StateKey: e.StateKey, Content: e.Content}
+		if e == own { // clients like to know which event it was, and when
+			stripped.ID, stripped.OriginServerTS = e.ID, e.OriginServerTS
+		}
+		out = append(out, stripped)
+	}
+	return out, nil
+}
+
+// stretch is what a client gets of a room: events with from < pos ≤ to, and the
+// state that goes with them.
+type stretch struct {
+	room     matrix.RoomID
+	from, to store.Pos
+	full     bool // the client knows nothing of the room
+	member   store.Membership
+}
+
+func (s *syncer) joined(ctx context.Context, out *syncRooms, m store.Membership, data []dataEvent) error {
+	st := stretch{room: m.Room, from: s.from(), to: s.now.Pos, full: s.since == nil, member: m}
+	if s.since != nil && m.Pos > s.since.Pos {
+		was, err := s.membershipAt(ctx, m.Room, s.since.Pos)
+		if err != nil {
+			return err
+		}
+		if was != matrix.Join {
+			st.full, st.from = true, 0
+		}
+	}
+	changed := st.full || s.full || s.api.Hub.RoomChanged(m.Room, *s.since)
+	if !changed && len(data) == 0 {
+		return nil
+	}
+	jr := &joinedRoom{Timeline: timeline{Events: []matrix.Event{}}}
+	if changed {
+		var err error
+		if jr, err = s.stretch(ctx, st); err != nil {
+			return err
+		}
+		if err := s.ephemeral(ctx, st, jr); err != nil {
+			return err
+		}
+	}
+	if len(data) > 0 {
+		jr.AccountData = &dataEvents{data}
+	}
+	if st.full || s.full || jr.news() {
+		out.Join[m.Room] = jr
+	}
+	return nil
+}
+
+// news reports whether there is anything in the room to tell.
+func (j *joinedRoom) news() bool {
+	return len(j.Timeline.Events) > 0 || j.State != nil && len(j.State.Events) > 0 || j.StateAfter != nil && len(j.StateAfter.Events) > 0 ||
+		j.Ephemeral != nil || j.AccountData != nil
+}
+
+func (s *syncer) left(ctx context.Context, out *syncRooms, m store.Membership, data []dataEvent) error {
+	st := stretch{room: m.Room, from: s.from(), to: m.Pos, full: s.since == nil, member: m}
+	if s.since != nil {
+		was, err := s.membershipAt(ctx, m.Room, s.since.Pos)
+		if err != nil {
+			return err
+		}
+		if was != matrix.Join {
+			st.full, st.from = true, 0
+		}
+		if err := s.part(ctx, m.Room); err != nil {
+			return err
+		}
+	}
+	jr, err := s.stretch(ctx, st)
+	if err != nil {
+		return err
+	}
+	jr.Summary, jr.Unread = nil, nil
+	if len(data) > 0 {
+		jr.AccountData = &dataEvents{data}
+	}
+	out.Leave[m.Room] = jr
+	return nil
+}
+
+// part notes that the user is no longer in a room with its members.
+func (s *syncer) part(ctx context.Context, room matrix.RoomID) error {
+	members, err := s.api.Store.Members(ctx, room, matrix.Join)
+	for _, m := range members {
+		s.parted[m.User] = true
+	}
+	return err
+}
+
+// membershipAt is what the user was in a room at a position.
+func (s *syncer) membershipAt(ctx context.Context, room matrix.RoomID, at store.Pos) (string, error) {
+	history, err := s.api.Store.MembershipHistory(ctx, room, s.r.user)
+	was := ""
+	for _, m := range history {
+		if m.Pos <= at {
+			was = m.Membership
+		}
+	}
+	return was, err
+}
+
+// defaultTimeline is how many events of a room come without a filter that says.
+const defaultTimeline = 20
+
+// stretch reads the timeline and its state.
+func (s *syncer) stretch(ctx context.Context, st stretch) (*joinedRoom, error) {
+	v, err := s.api.viewer(ctx, st.room, s.r.user)
+	if err != nil {
+		return nil, err
+	}
+	p := page{viewer: v, from: st.to, to: st.from, backward: true, limit: s.filter.Room.Timeline.limit(defaultTimeline, 200), filter: s.filter.Room.Timeline}
+	var events []*store.Event
+	var next store.Pos
+	switch {
+	case !p.filter.wantsRoom(st.room):
+	case p.limit == 0:
+		next = st.to
+	default:
+		if events, next, err = p.read(ctx); err != nil {
+			return nil, err
+		}
+	}
+	slices.Reverse(events)
+	jr := &joinedRoom{Timeline: timeline{Limited: next > st.from || st.full && s.since != nil}}
+	if len(events) > 0 {
+		jr.Timeline.PrevBatch = streams.Token{Pos: events[0].Pos - 1}.String()
+	} else {
+		jr.Timeline.PrevBatch = streams.Token{Pos: st.to}.String()
+	}
+	if jr.Timeline.Events, err = s.api.clientEvents(ctx, s.r, events, true); err != nil {
+		return nil, err
+	}
+	return jr, s.state(ctx, st, events, jr)
+}
+
+// state fills in the state before the timeline, or after it if the client wants
+// that: all of it, or what has changed since the client last looked.
+func (s *syncer) state(ctx context.Context, st stretch, events []*store.Event, jr *joinedRoom) error {
+	list, members, err := s.stateOf(ctx, st, events)
+	if err != nil {
+		return err
+	}
+	f := &s.filter.Room.State
+	if !f.wantsRoom(st.room) {
+		list = nil
+	}
+	if f.LazyLoad {
+		if list, err = s.lazily(ctx, st, events, list); err != nil {
+			return err
+		}
+	}
+	printed, err := s.api.clientEvents(ctx, s.r, f.keep(list), true)
+	if err != nil {
+		return err
+	}
+	if s.after {
+		jr.StateAfter = &roomEvents{printed}
+	} else {
+		jr.State = &roomEvents{printed}
+	}
+	if st.full || s.full || members {
+		if jr.Summary, err = s.summary(ctx, st.room); err != nil {
+			return err
+		}
+	}
+	jr.Unread, err = s.unread(ctx, st.room)
+	return err
+}
+
+// stateOf reads the state events, and reports whether the membership of anyone has
+// changed since the client last looked.
+func (s *syncer) stateOf(ctx context.Context, st stretch, events []*store.Event) (list []*store.Event, members bool, err error) {
+	if st.full || s.full {
+		switch {
+		case s.after || len(events) == 0:
+			list, err = s.api.stateAfter(ctx, st.member.Pos)
+			if st.member.Membership == matrix.Join {
+				list, err = s.api.Store.CurrentState(ctx, st.room)
+			}
+		default:
+			list, err = s.api.stateAt(ctx, events[0].Snapshot)
+		}
+		if st.full && s.since != nil {
+			for _, e := range list {
+				if e.Type == matrix.TypeMember && e.Membership() == matrix.Join {
+					s.met[matrix.UserID(*e.StateKey)] = true
+				}
+			}
+		}
+		return list, true, err
+	}
+	before, after, err := s.api.Store.StateChanges(ctx, st.room, st.from, st.to)
+	if err != nil || len(after) == 0 {
+		return nil, false, err
+	}
+	members, err = s.membersChanged(ctx, before, after)
+	if err != nil {
+		return nil, false, err
+	}
+	if !s.after {
+		start := st.to
+		if len(events) > 0 {
+			start = events[0].Pos - 1
+		}
+		if _, after, err = s.api.Store.StateChanges(ctx, st.room, st.from, start); err != nil {
+			return nil, false, err
+		}
+	}
+	list, err = s.api.eventsOf(ctx, after)
+	return list, members, err
+}
+
+// membersChanged notes who has come and gone, for the lists of devices.
+func (s *syncer) membersChanged(ctx context.Context, before, after store.StateMap) (bool, error) {
+	var numbers []store.Pos
+	for k, pos := range after {
+		if k.Type == matrix.TypeMember {
+			numbers = append(numbers, pos)
+			if before[k] > 0 {
+				numbers = append(numbers, before[k])
+			}
+		}
+	}
+	if len(numbers) == 0 {
+		return false, nil
+	}
+	events, err := s.api.Store.EventsByPos(ctx, numbers)
+	if err != nil {
+		return false, err
+	}
+	for k, pos := range after {
+		if k.Type != matrix.TypeMember {
+			continue
+		}
+		was, is := "", events[pos].Membership()
+		if b := events[before[k]]; b != nil {
+			was = b.Membership()
+		}
+		switch {
+		case is == matrix.Join && was != matrix.Join:
+			s.met[matrix.UserID(k.Key)] = true
+		case is != matrix.Join && was == matrix.Join:
+			s.parted[matrix.UserID(k.Key)] = true
+		}
+	}
+	return true, nil
+}
+
+// lazily leaves out membership events but those of the timeline's senders and of
+// the user, and adds those that the client may not have.
+//
+// Spec: https://spec.matrix.org/v1.19/client-server-api/#lazy-loading-room-members
+func (s *syncer) lazily(ctx context.Context, st stretch, events, list []*store.Event) ([]*store.Event, error) {
+	wanted := map[string]bool{}
+	for _, u := range senders(events) {
+		wanted[string(u)] = true
+	}
+	if st.full || s.full {
+		wanted[string(s.r.user)] = true
+	}
+	kept := list[:0:0]
+	for _, e := range list {
+		if e.Type == matrix.TypeMember {
+			if !wanted[*e.StateKey] {
+				continue
+			}
+			delete(wanted, *e.StateKey)
+		}
+		kept = append(kept, e)
+	}
+	if st.full || s.full {
+		return kept, nil // what the state does not have the timeline does
+	}
+	for _, e := range events {
+		if e.Type == matrix.TypeMember && e.IsState() {
+			delete(wanted, *e.StateKey)
+		}
+	}
+	var users []matrix.UserID
+	for u := range wanted {
+		users = append(users, matrix.UserID(u))
+	}
+	members, err := s.api.Store.CurrentMembers(ctx, st.room, users)
+	return append(kept, members...), err
+}
+
+// summary of a room for those that load members lazily.
+func (s *syncer) summary(ctx context.Context, room matrix.RoomID) (*heroes, error) {
+	h := &heroes{}
+	members, err := s.api.Store.Members(ctx, room)
+	if err != nil {
+		return nil, err
+	}
+	var present, absent []store.Membership
+	for _, m := range members {
+		switch m.Membership {
+		case matrix.Join:
+			h.Joined++
+		case matrix.Invite:
+			h.Invited++
+		}
+		switch {
+		case m.User == s.r.user:
+		case m.Membership == matrix.Join || m.Membership == matrix.Invite:
+			present = append(present, m)
+		default:
+			absent = append(absent, m)
+		}
+	}
+	if len(present) == 0 {
+		present = absent
+	}
+	slices.SortFunc(present, func(x, y store.Membership) int { return int(x.Pos - y.Pos) })
+	for _, m := range present[:min(5, len(present))] {
+		h.Heroes = append(h.Heroes, m.User)
+	}
+	return h, nil
+}
+
+// unread counts what others have said since the user's last receipt.
+func (s *syncer) unread(ctx context.Context, room matrix.RoomID) (*unread, error) {
+	n, err := s.api.Store.UnreadCount(ctx, room, s.r.user, maxUnread)
+	return &unread{Notifications: n}, err
+}
+
+// maxUnread is where counting ends.
+const maxUnread = 100
+
+// ephemeral fills in who types and who has read how far.
+func (s *syncer) ephemeral(ctx context.Context, st stretch, jr *joinedRoom) error {
+	f := &s.filter.Room.Ephemeral
+	if !f.wantsRoom(st.room) {
+		return nil
+	}
+	var events []dataEvent
+	typingFrom := s.typingFrom()
+	if st.full {
+		typingFrom = 0
+	}
+	if users, changed := s.api.Typing.Since(st.room, typingFrom); changed && f.wantsType("m.typing") {
+		content, err := json.Marshal(map[string]any{"user_ids": users})
+		if err != nil {
+			return err
+		}
+		events = append(events, dataEvent{Type: "m.typing", Content: content})
+	}
+	if f.wantsType("m.receipt") {
+		receipts, err := s.api.Store.ReceiptsSince(ctx, st.room, st.from, st.to)
+		if err != nil {
+			return err
+		}
+		if content := receiptContent(receipts, s.r.user); content != nil {
+			events = append(events, dataEvent{Type: "m.receipt", Content: content})
+		}
+	}
+	if len(events) > 0 {
+		jr.Ephemeral = &dataEvents{events}
+	}
+	return nil
+}
+
+// receiptContent is the content of m.receipt, nil if there are none for the user.
+func receiptContent(list []store.Receipt, user matrix.UserID) json.RawMessage {
+	type data struct {
+		TS     int64  `json:"ts"`
+		Thread string `json:"thread_id,omitempty"`
+	}
+	content := map[matrix.EventID]map[string]map[matrix.UserID]data{}
+	for _, r := range list {
+		if r.Type == "m.read.private" && r.User != user {
+			continue
+		}
+		if content[r.Event] == nil {
+			content[r.Event] = map[string]map[matrix.UserID]data{}
+		}
+		if content[r.Event][r.Type] == nil {
+			content[r.Event][r.Type] = map[matrix.UserID]data{}
+		}
+		content[r.Event][r.Type][r.User] = data{r.TS, r.Thread}
+	}
+	if len(content) == 0 {
+		return nil
+	}
+	b, err := json.Marshal(content)
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+// maxToDevice is how many to-device messages one response has at most.
+const maxToDevice = 5000
+
+// devices fills in to-device messages, keys left, and whose devices have changed.
+func (s *syncer) devices(ctx context.Context) error {
+	if s.device == "" || s.r.service != nil && s.r.URL.Query().Get("device_id") == "" {
+		return nil
+	}
+	st := s.api.Store
+	messages, err := st.ToDevice(ctx, s.r.user, s.device, s.from(), s.now.Pos, maxToDevice)
+	if err != nil {
+		return err
+	}
+	if len(messages) > 0 {
+		s.out.ToDevice = &dataEvents{}
+		for _, m := range messages {
+			s.out.ToDevice.Events = append(s.out.ToDevice.Events, dataEvent{m.Type, m.Sender, m.Content})
+		}
+	}
+	if s.out.KeyCounts, s.out.UnusedFallback, err = st.KeyCounts(ctx, s.r.user, s.device); err != nil {
+		return err
+	}
+	if s.out.UnusedFallback == nil {
+		s.out.UnusedFallback = []string{}
+	}
+	if s.since == nil {
+		return nil
+	}
+	return s.deviceLists(ctx)
+}
+
+func (s *syncer) deviceLists(ctx context.Context) error {
+	changed, err := s.api.Store.DeviceChanges(ctx, s.from(), s.now.Pos)
+	if err != nil {
+		return err
+	}
+	for u := range s.met {
+		changed = append(changed, u)
+	}
+	if len(changed) == 0 && len(s.parted) == 0 {
+		return nil
+	}
+	ask := slices.Clone(changed)
+	for u := range s.parted {
+		ask = append(ask, u)
+	}
+	shared, err := s.api.Store.ShareRoom(ctx, s.r.user, ask)
+	if err != nil {
+		return err
+	}
+	shared[s.r.user] = true
+	lists := &struct {
+		Changed []matrix.UserID `json:"changed"`
+		Left    []matrix.UserID `json:"left"`
+	}{[]matrix.UserID{}, []matrix.UserID{}}
+	slices.Sort(changed)
+	for _, u := range slices.Compact(changed) {
+		if shared[u] && (u != s.r.user || !s.met[u]) {
+			lists.Changed = append(lists.Changed, u)
+		}
+	}
+	for u := range s.parted {
+		if !shared[u] {
+			lists.Left = append(lists.Left, u)
+		}
+	}
+	if len(lists.Changed)+len(lists.Left) > 0 {
+		s.out.DeviceLists = lists
+	}
+	return nil
+}
+
+// presence fills in the presence of those that the user shares a room with.
+func (s *syncer) presence(ctx context.Context) error {
+	list, err := s.api.Store.PresenceChanges(ctx, s.from(), s.now.Pos)
+	if err != nil || len(list) == 0 || !s.filter.Presence.wantsType("m.presence") {
+		return err
+	}
+	users := make([]matrix.UserID, 0, len(list))
+	for _, p := range list {
+		users = append(users, p.User)
+	}
+	shared, err := s.api.Store.ShareRoom(ctx, s.r.user, users)
+	if err != nil {
+		return err
+	}
+	shared[s.r.user] = true
+	for _, p := range list {
+		if !shared[p.User] {
+			continue
+		}
+		content, err := json.Marshal(newPresence(p))
+		if err != nil {
+			return err
+		}
+		if s.out.Presence == nil {
+			s.out.Presence = &dataEvents{}
+		}
+		s.out.Presence.Events = append(s.out.Presence.Events, dataEvent{"m.presence", p.User, content})
+	}
+	return nil
+}
+
+// presence is the content of m.presence.
+type presence struct {
+	State     string `json:"presence"`
+	Status    string `json:"status_msg,omitempty"`
+	LastAgo   int64  `json:"last_active_ago"` // ms
+	Currently bool   `json:"currently_active,omitempty"`
+}
+
+func newPresence(p store.Presence) presence {
+	return presence{p.State, p.StatusMsg, max(0, time.Now().UnixMilli()-p.LastActive), p.CurrentlyActive}
+}

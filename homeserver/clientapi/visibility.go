@@ -1,0 +1,198 @@
+package clientapi
+
+import (
+	"context"
+
+	"github.com/gjallar-im/gjallar/homeserver/matrix"
+	"github.com/gjallar-im/gjallar/homeserver/store"
+)
+
+// viewer decides which events of a room a user may see.
+//
+// Spec: https://spec.matrix.org/v1.19/client-server-api/#room-history-visibility
+type viewer struct {
+	store *store.Store
+	room  matrix.RoomID
+	user  matrix.UserID
+
+	membership string    // now
+	until      store.Pos // of the event by which the user left; 0 while joined
+	never      bool      // the user was never joined
+	open       bool      // all of the history was always for members
+	seen       map[int64]viewAt
+}
+
+type viewAt struct{ visibility, membership string }
+
+// viewer returns what decides for a user of a room. The error is M_FORBIDDEN for
+// those who may see nothing of it, M_NOT_FOUND never: who may not see a room may
+// not learn whether it exists.
+func (a *api) viewer(ctx context.Context, room matrix.RoomID, user matrix.UserID) (*viewer, error) {
+	v := &viewer{store: a.Store, room: room, user: user, seen: map[int64]viewAt{}}
+	membership, pos, err := a.Store.MembershipOf(ctx, room, user)
+	if err != nil {
+		return nil, err
+	}
+	v.membership = membership
+	hv, err := a.Store.CurrentStateKey(ctx, room, matrix.TypeHistoryVisibility, "")
+	if err != nil {
+		return nil, err
+	}
+	now := "shared"
+	if hv != nil {
+		now = hv.String("history_visibility")
+	}
+	switch membership {
+	case matrix.Join:
+		if hv == nil || now == "shared" || now == "world_readable" {
+			v.open, err = v.alwaysOpen(ctx, hv)
+		}
+		return v, err
+	case matrix.Leave, matrix.Ban:
+		return v, v.left(ctx, pos)
+	}
+	if now != "world_readable" {
+		return nil, matrix.Forbidden("You are not in the room")
+	}
+	return v, nil
+}
+
+// left finds out when the user left, or that they were invited at most.
+func (v *viewer) left(ctx context.Context, pos store.Pos) error {
+	history, err := v.store.MembershipHistory(ctx, v.room, v.user)
+	v.until, v.never = pos, true
+	for i, m := range history {
+		if m.Membership == matrix.Join && i+1 < len(history) {
+			v.never, v.until = false, history[i+1].Pos
+		}
+	}
+	return err
+}
+
+// alwaysOpen reports whether the visibility never was another than it is now.
+func (v *viewer) alwaysOpen(ctx context.Context, hv *store.Event) (bool, error) {
+	if hv == nil {
+		return true, nil
+	}
+	previous, err := v.store.Previous(ctx, v.room, []store.Pos{hv.Pos})
+	return previous[hv.Pos] == 0, err
+}
+
+// sees reports whether the user may see an event.
+func (v *viewer) sees(ctx context.Context, e *store.Event) (bool, error) {
+	if v.until > 0 && e.Pos > v.until && !e.Is(matrix.TypeMember, string(v.user)) {
+		at, err := v.at(ctx, e)
+		return at.visibility == "world_readable", err
+	}
+	if v.open || e.Is(matrix.TypeMember, string(v.user)) {
+		return true, nil
+	}
+	at, err := v.at(ctx, e)
+	if err != nil {
+		return false, err
+	}
+	switch at.visibility {
+	case "world_readable":
+		return true, nil
+	case "joined":
+		return at.membership == matrix.Join, nil
+	case "invited":
+		return at.membership == matrix.Join || at.membership == matrix.Invite, nil
+	}
+	// shared: members of now, and those who were members then.
+	return v.membership == matrix.Join || at.membership == matrix.Join || v.until > 0 && !v.never, nil
+}
+
+func (v *viewer) at(ctx context.Context, e *store.Event) (viewAt, error) {
+	if at, ok := v.seen[e.Snapshot]; ok {
+		return at, nil
+	}
+	at := viewAt{visibility: "shared", membership: matrix.Leave}
+	hv, err := v.store.StateAtKey(ctx, e.Snapshot, matrix.TypeHistoryVisibility, "")
+	if err != nil {
+		return at, err
+	}
+	if hv != nil {
+		at.visibility = hv.String("history_visibility")
+	}
+	m, err := v.store.StateAtKey(ctx, e.Snapshot, matrix.TypeMember, string(v.user))
+	if err != nil {
+		return at, err
+	}
+	if m != nil {
+		at.membership = m.Membership()
+	}
+	v.seen[e.Snapshot] = at
+	return at, nil
+}
+
+// filter keeps the events that the user may see.
+func (v *viewer) filter(ctx context.Context, events []*store.Event) ([]*store.Event, error) {
+	if v.open && v.until == 0 {
+		return events, nil
+	}
+	kept := events[:0:0]
+	for _, e := range events {
+		ok, err := v.sees(ctx, e)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			kept = append(kept, e)
+		}
+	}
+	return kept, nil
+}
+
+// clientEvents prints events for a user: with age, the transaction ID for the
+// device that sent them, what state they replaced, and why they were redacted.
+func (a *api) clientEvents(ctx context.Context, r *request, events []*store.Event, inRoom bool) ([]matrix.Event, error) {
+	out := make([]matrix.Event, 0, len(events))
+	if len(events) == 0 {
+		return out, nil
+	}
+	var states []store.Pos
+	for _, e := range events {
+		if e.IsState() {
+			states = append(states, e.Pos)
+		}
+	}
+	replaced := map[store.Pos]*store.Event{}
+	previous := map[store.Pos]store.Pos{}
+	if len(states) > 0 {
+		var err error
+		if previous, err = a.Store.Previous(ctx, events[0].RoomID, states); err != nil {
+			return nil, err
+		}
+		var numbers []store.Pos
+		for _, p := range previous {
+			if p > 0 {
+				numbers = append(numbers, p)
+			}
+		}
+		if len(numbers) > 0 {
+			if replaced, err = a.Store.EventsByPos(ctx, numbers); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, e := range events {
+		ev := e.ClientEvent()
+		if inRoom {
+			ev.RoomID = ""
+		}
+		u := newUnsigned(e, r)
+		if before := replaced[previous[e.Pos]]; before != nil {
+			u.PrevContent, u.PrevSender, u.ReplacesState = before.Content, before.Sender, before.ID
+		}
+		if e.RedactedBy != "" {
+			if by, err := a.Store.Event(ctx, e.RedactedBy); err == nil {
+				b := by.ClientEvent()
+				u.RedactedBecause = &b
+			}
+		}
+		ev.Unsigned = u.encode()
+		out = append(out, ev)
+	}
+	return out, nil
+}
