@@ -293,3 +293,28 @@ func (s *Store) KeySignatures(ctx context.Context, viewer matrix.UserID, users [
 	}
 	return out, nil
 }
+
+// DropKeySignatures removes what a user's former cross-signing key has signed and
+// the signatures it has.
+func (s *Store) DropKeySignatures(tx *sqldb.Tx, user matrix.UserID, keyID, public string) error {
+	_, err := tx.Exec(`DELETE FROM key_signature WHERE signer = $1 AND key_id = $2 OR target_user = $1 AND target = $3`, user, keyID, public)
+	return err
+}
+
+// MembersMoved returns the other users whose membership, or profile, changed with
+// from < pos ≤ to in a room that a user is in; and all that are in a room where
+// that of the user did.
+func (s *Store) MembersMoved(ctx context.Context, user matrix.UserID, from, to Pos) (out []matrix.UserID, err error) {
+	err = s.Each(ctx, func(scan func(...any) error) error {
+		var u matrix.UserID
+		err := scan(&u)
+		out = append(out, u)
+		return err
+	}, `WITH mine AS (SELECT room_id, event_pos FROM current_state
+			WHERE type = 'm.room.member' AND state_key = $1 AND (membership = 'join' OR event_pos > $2))
+		SELECT c.state_key FROM state_change c JOIN mine ON mine.room_id = c.room_id
+			WHERE c.type = 'm.room.member' AND c.pos > $2 AND c.pos <= $3 AND c.state_key <> $1
+		UNION SELECT o.state_key FROM current_state o JOIN mine ON mine.room_id = o.room_id AND mine.event_pos > $2
+			WHERE o.type = 'm.room.member' AND o.membership = 'join' AND o.state_key <> $1`, user, from, to)
+	return out, err
+}

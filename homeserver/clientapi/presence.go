@@ -1,0 +1,91 @@
+package clientapi
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/gjallar-im/gjallar/homeserver/matrix"
+	"github.com/gjallar-im/gjallar/homeserver/sqldb"
+	"github.com/gjallar-im/gjallar/homeserver/store"
+)
+
+func (a *api) presenceRoutes() []route {
+	return []route{
+		{"GET", "/v3/presence/{userID}/status", user, (*api).getPresence},
+		{"PUT", "/v3/presence/{userID}/status", user, (*api).putPresence},
+	}
+}
+
+// maxStatus of a presence, in bytes.
+const maxStatus = 4096
+
+// putPresence: https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3presenceuseridstatus
+func (a *api) putPresence(r *request) (any, error) {
+	if err := r.own(); err != nil {
+		return nil, err
+	}
+	var in struct {
+		Presence string `json:"presence"`
+		Status   string `json:"status_msg"`
+	}
+	if err := r.decode(&in); err != nil {
+		return nil, err
+	}
+	switch in.Presence {
+	case "online", "unavailable", "offline":
+	case "":
+		return nil, matrix.MissingParam("No presence")
+	default:
+		return nil, matrix.BadJSON("Unknown presence %.80q", in.Presence)
+	}
+	if len(in.Status) > maxStatus {
+		return nil, matrix.InvalidParam("status_msg is longer than %d bytes", maxStatus)
+	}
+	return empty, a.setPresence(r.Context(), store.Presence{User: r.user, State: in.Presence, StatusMsg: in.Status})
+}
+
+// setPresence stores a user's presence as of now and tells those who share a room.
+func (a *api) setPresence(ctx context.Context, p store.Presence) error {
+	p.CurrentlyActive = p.State == "online"
+	p.LastActive = time.Now().UnixMilli()
+	if old, err := a.Store.Presence(ctx, p.User); err == nil && p.State != "online" {
+		p.LastActive = old.LastActive // to go away is no activity
+	} else if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	return a.Store.Write(ctx, func(tx *sqldb.Tx) error {
+		pos, err := a.Store.SetPresence(tx, p)
+		if err != nil {
+			return err
+		}
+		rooms, err := a.Store.JoinedRooms(tx, p.User)
+		tx.OnCommit(func() { a.Hub.Notify(pos, rooms, []matrix.UserID{p.User}) })
+		return err
+	})
+}
+
+// getPresence: https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3presenceuseridstatus
+func (a *api) getPresence(r *request) (any, error) {
+	u, err := matrix.ParseUserID(r.PathValue("userID"))
+	if err != nil {
+		return nil, matrix.InvalidParam("%.80q is not a user ID", r.PathValue("userID"))
+	}
+	if u != r.user {
+		shared, err := a.Store.ShareRoom(r.Context(), r.user, []matrix.UserID{u})
+		if err != nil {
+			return nil, err
+		}
+		if !shared[u] {
+			return nil, matrix.Forbidden("You share no room with this user")
+		}
+	}
+	p, err := a.Store.Presence(r.Context(), u)
+	if errors.Is(err, store.ErrNotFound) {
+		return map[string]string{"presence": "offline"}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return newPresence(*p), nil
+}
