@@ -9,6 +9,7 @@
 package eventauth
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 
@@ -135,13 +136,10 @@ func Allowed(ev *pdu.PDU, state State) error {
 	if c.create.RoomID != ev.RoomID {
 		return reject("m.room.create is of another room")
 	}
-	if c.create.Get("m\\.federate").Type == gjson.False && ev.Sender.Server() != c.create.Sender.Server() { // 4
+	if !c.federates(ev.Sender) { // 4
 		return reject("this room does not federate")
 	}
-	var err error
-	if c.levels, err = LevelsOf(c.create, state.Get(matrix.TypePowerLevels, "")); err != nil {
-		return err
-	}
+	c.levels = levelsOf(c.create, state.Get(matrix.TypePowerLevels, ""))
 	if c.rules.AliasesAuth && ev.Type == matrix.TypeAliases { // 4 of versions 1 to 5
 		return c.aliases()
 	}
@@ -225,6 +223,11 @@ func (c *check) others() error {
 	return nil // 12
 }
 
+// federates reports whether users of that one's server may be in the room.
+func (c *check) federates(u matrix.UserID) bool {
+	return u.Server() == c.create.Sender.Server() || string(find(c.create.Content, "m.federate")) != "false"
+}
+
 // membership of a user, leave if there is none.
 func (c *check) membership(user string) string {
 	return MembershipOf(c.state, matrix.UserID(user))
@@ -232,20 +235,37 @@ func (c *check) membership(user string) string {
 
 // MembershipOf a user, leave if there is none.
 func MembershipOf(s State, user matrix.UserID) string {
-	if m := s.Get(matrix.TypeMember, string(user)); m != nil {
-		return m.Membership()
+	m := s.Get(matrix.TypeMember, string(user))
+	if m == nil {
+		return matrix.Leave
 	}
-	return matrix.Leave
+	if v := find(m.Content, "membership"); len(v) > 1 && v[0] == '"' {
+		return unquoted(v[1 : len(v)-1])
+	}
+	return ""
+}
+
+// unquoted decodes a canonical string that lost its quotes.
+func unquoted(v []byte) string {
+	switch string(v) {
+	case matrix.Join:
+		return matrix.Join
+	case matrix.Leave:
+		return matrix.Leave
+	}
+	if bytes.IndexByte(v, '\\') < 0 {
+		return string(v)
+	}
+	return gjson.Parse(`"` + string(v) + `"`).Str
 }
 
 // JoinRuleOf a room, invite if there is none.
 func JoinRuleOf(s State) string {
-	if r := s.Get(matrix.TypeJoinRules, ""); r != nil {
-		if rule := r.String("join_rule"); rule != "" {
-			return rule
-		}
+	r := s.Get(matrix.TypeJoinRules, "")
+	if r == nil || !r.Get("join_rule").Exists() {
+		return matrix.Invite
 	}
-	return matrix.Invite
+	return r.String("join_rule")
 }
 
 // MayRedact reports whether a redaction takes effect: its sender has the power, or
