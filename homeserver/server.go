@@ -40,6 +40,7 @@ type Options struct {
 	RegistrationToken string
 	// SharedSecret lets its owner make accounts; "" is off.
 	SharedSecret string
+	RateLimits   bool // bound how often one may log in, register and send
 	// PasswordCost is accounts.DefaultCost if zero.
 	PasswordCost accounts.Cost
 	// Transport reaches application services; nil is the network.
@@ -88,7 +89,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	s.services = asapi.New(asapi.Options{Store: st, Registry: s.registry, Hub: s.hub, Transport: o.Transport, Typing: typing, Log: o.Log})
 	s.handler = clientapi.New(clientapi.Options{
 		Store: st, Rooms: s.rooms, Hub: s.hub, Accounts: s.accounts, Typing: typing, Registry: s.registry, ServerName: o.ServerName, Log: o.Log,
-		PublicURL: o.PublicURL, Registration: o.Registration, RegistrationToken: o.RegistrationToken, SharedSecret: o.SharedSecret,
+		PublicURL: o.PublicURL, Registration: o.Registration, RegistrationToken: o.RegistrationToken, SharedSecret: o.SharedSecret, RateLimits: o.RateLimits,
 		MediaDir: o.MediaDir, MaxUpload: o.MaxUpload,
 		QueryAlias: s.services.QueryAlias, QueryUser: s.services.QueryUser, ThirdParty: s.services.ThirdParty, Ping: s.services.Ping,
 	})

@@ -117,6 +117,9 @@ func (a *api) postLogin(r *request) (any, error) {
 		if name == "" {
 			return nil, matrix.MissingParam("No user")
 		}
+		if err := a.limitLogin(r, name); err != nil {
+			return nil, err
+		}
 		acc, err = a.Accounts.CheckPassword(r.Context(), name, in.Password)
 	case "m.login.application_service":
 		acc, err = a.serviceLogin(r, name)
@@ -134,6 +137,18 @@ func (a *api) postLogin(r *request) (any, error) {
 		return nil, err
 	}
 	return a.loginResponse(acc.User, l), nil
+}
+
+// limitLogin slows down those who guess passwords. An application service, which
+// passes on what its users type, answers for itself.
+func (a *api) limitLogin(r *request, name string) error {
+	if err := a.limits.login.allow("account " + strings.ToLower(name)); err != nil {
+		return err
+	}
+	if r.service != nil {
+		return nil
+	}
+	return a.limits.login.allow("address " + r.ip())
 }
 
 func (a *api) serviceLogin(r *request, name string) (*store.Account, error) {
@@ -254,6 +269,9 @@ func (a *api) postRegister(r *request) (any, error) {
 	} else {
 		if _, owned := a.Registry.ExclusiveUser(u); owned {
 			return nil, matrix.Errorf(http.StatusBadRequest, matrix.CodeExclusive, "The name belongs to an application service")
+		}
+		if err := a.limits.register.allow(r.ip()); err != nil {
+			return nil, err
 		}
 		if a.Registration == "closed" {
 			return nil, matrix.Forbidden("Registration is closed on this server")

@@ -42,6 +42,8 @@ type Options struct {
 	RegistrationToken string
 	// SharedSecret lets its owner make accounts; "" is off.
 	SharedSecret string
+	// RateLimits bounds how often one may log in, register and send.
+	RateLimits bool
 
 	// MediaDir is where files are kept, MaxUpload how large one may be, in bytes.
 	MediaDir  string
@@ -59,13 +61,14 @@ type Options struct {
 
 type api struct {
 	Options
-	log *slog.Logger
-	mux *http.ServeMux
+	log    *slog.Logger
+	mux    *http.ServeMux
+	limits limits
 }
 
 // New returns the handler of the whole API.
 func New(o Options) http.Handler {
-	a := &api{Options: o, log: o.Log, mux: http.NewServeMux()}
+	a := &api{Options: o, log: o.Log, mux: http.NewServeMux(), limits: newLimits(o.RateLimits)}
 	o.Store.OnChange = o.Hub.Notify
 	for _, group := range [][]route{a.accountRoutes(), a.roomRoutes(), a.ephemeralRoutes(), a.syncRoutes(), a.otherRoutes()} {
 		for _, rt := range group {
@@ -187,6 +190,9 @@ func (a *api) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	default: // ours: the log gets it, the client learns nothing more
 		a.log.ErrorContext(r.Context(), "request failed", "route", r.Pattern, "err", err)
 		e = matrix.Errorf(http.StatusInternalServerError, matrix.CodeUnknown, "Internal server error")
+	}
+	if after := retryAfter(e); after != "" {
+		w.Header().Set("Retry-After", after)
 	}
 	a.writeJSON(w, e.Status, e)
 }

@@ -210,11 +210,17 @@ func (r *request) intQuery(name string, fallback, low, high int) (int, error) {
 	return min(max(n, low), high), nil
 }
 
-// ip of the client.
+// ip of the client: what a proxy on this machine says it is, or the peer's own.
 func (r *request) ip() string {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
 		return r.RemoteAddr
+	}
+	if peer := net.ParseIP(host); peer != nil && peer.IsLoopback() {
+		hops := strings.Split(r.Header.Get("X-Forwarded-For"), ",")
+		if last := net.ParseIP(strings.TrimSpace(hops[len(hops)-1])); last != nil {
+			return last.String()
+		}
 	}
 	return host
 }

@@ -55,6 +55,9 @@ func (a *api) roomRoutes() []route {
 
 // send sends an event as the one who asks.
 func (r *request) send(room matrix.RoomID, typ string, stateKey *string, content json.RawMessage, o rooms.SendOptions) (matrix.EventID, error) {
+	if err := r.limitSends(); err != nil {
+		return "", err
+	}
 	o.Device, o.TS = r.device, r.ts
 	return r.api.Rooms.Send(r.Context(), matrix.NewEvent{RoomID: room, Type: typ, Sender: r.user, StateKey: stateKey, Content: content}, o)
 }
@@ -66,6 +69,9 @@ func (a *api) putRoomSend(r *request) (any, error) {
 	}
 	content, err := r.object()
 	if err != nil {
+		return nil, err
+	}
+	if err := r.limitSends(); err != nil {
 		return nil, err
 	}
 	ev := matrix.NewEvent{RoomID: room, Type: r.PathValue("eventType"), Sender: r.user, Content: content}
