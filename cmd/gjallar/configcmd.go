@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -59,6 +58,9 @@ func checkConfig(c *config.Config) error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Networks)) {
 		n := c.Networks[name]
+		if name == listenerNetwork {
+			m = append(m, c.Mistake("networks."+name, "the name belongs to the IRC listener"))
+		}
 		if n.Plugin != "" {
 			continue // asked when it is started
 		}
@@ -74,6 +76,3 @@ func checkConfig(c *config.Config) error {
 	}
 	return nil
 }
-
-// exitErr reports whether err stands for a stop that was asked for.
-func stopped(err error) bool { return err == nil || errors.Is(err, context.Canceled) }

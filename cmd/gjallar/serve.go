@@ -1,0 +1,241 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/gjallar-im/gjallar/appservice"
+	"github.com/gjallar-im/gjallar/config"
+	"github.com/gjallar-im/gjallar/homeserver"
+	"github.com/gjallar-im/gjallar/homeserver/matrix"
+	"github.com/gjallar-im/gjallar/homeserver/sqldb"
+	"github.com/gjallar-im/gjallar/puppeting"
+)
+
+// The two ends of what goes on inside one process. Nobody resolves these names.
+const (
+	insideHomeserver = "http://homeserver.invalid"
+	insideBridge     = "http://bridge.invalid"
+)
+
+// firstRoom is made at the first start, so that there is something to join.
+const firstRoom = "lobby"
+
+// serve runs everything in one process, but for the backends.
+func serve(ctx context.Context, t *terminal, args []string) error {
+	fs, o := newFlags("serve", t.err)
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if fs.NArg() > 0 {
+		return usagef("gjallar serve takes flags only; there is %q", fs.Arg(0))
+	}
+	c, err := o.load(t)
+	if err != nil {
+		return err
+	}
+	if err := checkConfig(c); err != nil {
+		return err
+	}
+	d, err := openDataDir(c.Data)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	web, err := listen(ctx, c, "listen", c.Listen)
+	if err != nil {
+		return err
+	}
+	db, err := newDB(ctx, c, d, "gjallar.db")
+	if err != nil {
+		web.Close()
+		return err
+	}
+	err = serveAll(ctx, t, c, d, db, web)
+	return errors.Join(err, db.Close())
+}
+
+// serveAll runs the parts until ctx ends or one fails. They end in the order in
+// which they need each other: who speaks to the homeserver before the homeserver.
+func serveAll(ctx context.Context, t *terminal, c *config.Config, d *dataDir, db *sqldb.DB, web net.Listener) error {
+	log := newLogger(t.err, c)
+	inside := &handlerTransport{}
+	hs, err := newHomeserver(ctx, c, d, db, web, routes{bridge: inside}, log)
+	if err != nil {
+		web.Close()
+		return err
+	}
+	defer hs.Close()
+	reg := puppeting.NewRegistration(networkNames(c), c.ServerName, insideBridge, true)
+	r, err := newRuntime(ctx, c, runtimeOptions{
+		db: db, registration: reg, homeserver: insideHomeserver, transport: &handlerTransport{hs.Handler()}, publicURL: publicURL(c, web), log: log,
+	})
+	if err != nil {
+		web.Close()
+		return err
+	}
+	defer r.closePlugins()
+	inside.handler = r.Handler()
+	if err := hs.AddService(ctx, *reg); err != nil {
+		web.Close()
+		return fmt.Errorf("register the bridge: %w", err)
+	}
+	outer, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	parts, running := errgroup.WithContext(outer)
+	parts.Go(func() error { return serveHTTP(running, web, page(c, hs.Handler(), r.Handler())) })
+	parts.Go(func() error { return hs.Run(running) })
+	parts.Go(func() error {
+		inner, cancel := context.WithCancel(running)
+		defer cancel()
+		defer stop() // without the bridge the rest has no purpose
+		end := context.AfterFunc(ctx, cancel)
+		defer end()
+		if err := makeFirstRoom(inner, c, r.client); err != nil {
+			return err
+		}
+		greet(t.out, c, web)
+		return r.Run(inner)
+	})
+	if err := parts.Wait(); err != nil && !stopped(err) {
+		return err
+	}
+	return nil
+}
+
+// stopped reports whether err stands for a stop that was asked for.
+func stopped(err error) bool { return err == nil || errors.Is(err, context.Canceled) }
+
+// routes send requests of the homeserver to application services: to the bridge in
+// this process, or over the network.
+type routes struct{ bridge http.RoundTripper }
+
+func (r routes) RoundTrip(req *http.Request) (*http.Response, error) {
+	if "http://"+req.URL.Host == insideBridge {
+		return r.bridge.RoundTrip(req)
+	}
+	return http.DefaultTransport.RoundTrip(req)
+}
+
+func newHomeserver(ctx context.Context, c *config.Config, d *dataDir, db *sqldb.DB, web net.Listener, services http.RoundTripper, log *slog.Logger) (*homeserver.Server, error) {
+	key, keyID, err := d.signingKey()
+	if err != nil {
+		return nil, err
+	}
+	hs, err := homeserver.New(ctx, homeserver.Options{
+		ServerName: matrix.ServerName(c.ServerName), DB: db, Key: key, KeyID: keyID, MediaDir: d.file("media"), MaxUpload: c.Media.MaxUpload,
+		PublicURL: publicURL(c, web), Registration: registrationMode(c), RegistrationToken: c.Registration.Token, SharedSecret: c.Registration.SharedSecret, RateLimits: c.RateLimits,
+		Transport: services, Log: log.With("part", "homeserver"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range c.ApplicationServices {
+		if err := addService(ctx, hs, file); err != nil {
+			hs.Close()
+			return nil, c.Mistake("application_services", "%s: %v", file, err)
+		}
+	}
+	return hs, nil
+}
+
+func addService(ctx context.Context, hs *homeserver.Server, file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	reg, err := appservice.ReadYAML(f)
+	if err != nil {
+		return err
+	}
+	return hs.AddService(ctx, *reg)
+}
+
+// registrationMode is "open", "token" or "closed".
+func registrationMode(c *config.Config) string {
+	if c.Registration.Mode != "loopback" {
+		return c.Registration.Mode
+	}
+	if isLoopback(c.Listen) {
+		return "open"
+	}
+	return "closed"
+}
+
+func isLoopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	ip := net.ParseIP(host)
+	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
+}
+
+// publicURL is how the outside reaches the server.
+func publicURL(c *config.Config, web net.Listener) string {
+	if c.PublicURL != "" {
+		return strings.TrimSuffix(c.PublicURL, "/")
+	}
+	return "http://" + web.Addr().String()
+}
+
+// page puts the homeserver and the bridge's links to files under one address, with
+// a word for people who open it in a browser.
+func page(c *config.Config, hs, bridge http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", hs)
+	mux.Handle("/_gjallar/", bridge)
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		fmt.Fprintf(w, "This is Gjallar, the Matrix homeserver of %s.\nGive this address to a Matrix client as its homeserver.\n", c.ServerName)
+	})
+	return mux
+}
+
+// makeFirstRoom makes the room that newcomers are told to join, if it is missing.
+func makeFirstRoom(ctx context.Context, c *config.Config, client *appservice.Client) error {
+	alias := matrix.RoomAlias("#" + firstRoom + ":" + c.ServerName)
+	_, err := client.Bot().ResolveAlias(ctx, alias)
+	if e, ok := errors.AsType[*appservice.Error](err); !ok || e.Code != matrix.CodeNotFound {
+		return err
+	}
+	_, err = client.Bot().CreateRoom(ctx, map[string]any{
+		"preset": "public_chat", "visibility": "public", "room_alias_name": firstRoom, "name": "Lobby", "topic": "Everybody is welcome here.",
+	})
+	if err != nil {
+		return fmt.Errorf("make the first room: %w", err)
+	}
+	return nil
+}
+
+// greet tells where clients connect, and the first thing to type.
+func greet(w io.Writer, c *config.Config, web net.Listener) {
+	fmt.Fprintf(w, "Gjallar is ready: the homeserver of %s.\n", c.ServerName)
+	fmt.Fprintf(w, "  Matrix clients connect to %s", publicURL(c, web))
+	switch registrationMode(c) {
+	case "open":
+		fmt.Fprintf(w, " (register there, or: gjallar user add NAME)\n")
+	default:
+		fmt.Fprintf(w, " (make an account: gjallar user add NAME)\n")
+	}
+	fmt.Fprintf(w, "    and join #%s:%s\n", firstRoom, c.ServerName)
+	if c.IRCListen != "off" {
+		host, port, err := net.SplitHostPort(c.IRCListen)
+		if err != nil {
+			host, port = c.IRCListen, ""
+		}
+		fmt.Fprintf(w, "  IRC clients connect to %s port %s, and type: /join #%s\n", host, port, firstRoom)
+	}
+	for _, name := range networkNames(c) {
+		if name != listenerNetwork {
+			fmt.Fprintf(w, "  Network %s: in a room with @gjallar:%s type: !gjallar link %s CHAT\n", name, c.ServerName, name)
+		}
+	}
+}
