@@ -1,0 +1,166 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/go-plugin/runner"
+)
+
+// inherited are the only variables that a plugin gets of our environment.
+var inherited = []string{"PATH", "TMPDIR", "TZ", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR", "SystemRoot"}
+
+// pipeDelay bounds how long output is awaited after the child is dead: a child of
+// its own may hold the pipes.
+const pipeDelay = time.Second
+
+// child is a plugin's process, as go-plugin's runner. It differs from go-plugin's
+// own in that the child
+//   - dies with us, because its standard input ends then,
+//   - has a process group of its own,
+//   - can write what it likes to its outputs: standard output is read for the
+//     handshake alone, standard error becomes log lines.
+type child struct {
+	cmd    *exec.Cmd
+	stdin  io.Closer
+	stdout *io.PipeReader
+	exited chan struct{} // closed when the process is dead and reaped
+	err    error         // how it ended; readable after exited is closed
+	once   sync.Once
+}
+
+// newChild prepares a child; env is what go-plugin wants it to have besides.
+func newChild(argv, env []string, stderr io.Writer) (*child, error) {
+	cmd := exec.Command(argv[0], argv[1:]...)
+	if cmd.Err != nil {
+		return nil, fmt.Errorf("find plugin: %w", cmd.Err)
+	}
+	for _, name := range inherited {
+		if v, ok := os.LookupEnv(name); ok {
+			cmd.Env = append(cmd.Env, name+"="+v)
+		}
+	}
+	cmd.Env = append(cmd.Env, env...)
+	cmd.WaitDelay = pipeDelay
+	ownGroup(cmd)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, fmt.Errorf("pipe to plugin: %w", err)
+	}
+	r, w := io.Pipe()
+	cmd.Stdout, cmd.Stderr = &firstLine{to: w}, stderr
+	return &child{cmd: cmd, stdin: stdin, stdout: r, exited: make(chan struct{})}, nil
+}
+
+// Start implements runner.Runner.
+func (c *child) Start(context.Context) error {
+	if err := c.cmd.Start(); err != nil {
+		return fmt.Errorf("start plugin: %w", err)
+	}
+	go func() { // ends with the process; Wait waits for it
+		c.err = c.cmd.Wait()
+		killGroup(c.cmd) // what it left behind
+		c.cmd.Stdout.(*firstLine).to.Close()
+		close(c.exited)
+	}()
+	return nil
+}
+
+// Wait implements runner.Runner.
+func (c *child) Wait(ctx context.Context) error {
+	select {
+	case <-c.exited:
+		return c.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Kill implements runner.Runner. It is harmless when the child is dead.
+func (c *child) Kill(context.Context) error {
+	if c.cmd.Process == nil {
+		return nil
+	}
+	select {
+	case <-c.exited:
+		return nil
+	default:
+	}
+	killGroup(c.cmd)
+	if err := c.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("kill plugin: %w", err)
+	}
+	return nil
+}
+
+// hangUp ends the child's standard input, which asks it to end.
+func (c *child) hangUp() { c.once.Do(func() { _ = c.stdin.Close() }) }
+
+// Stdout implements runner.Runner.
+func (c *child) Stdout() io.ReadCloser { return c.stdout }
+
+// Stderr implements runner.Runner. It is empty: we log it ourselves, since
+// go-plugin trusts the form of what it reads there.
+func (c *child) Stderr() io.ReadCloser { return io.NopCloser(strings.NewReader("")) }
+
+// Name implements runner.Runner.
+func (c *child) Name() string { return c.cmd.Path }
+
+// ID implements runner.Runner.
+func (c *child) ID() string {
+	if c.cmd.Process == nil {
+		return ""
+	}
+	return strconv.Itoa(c.cmd.Process.Pid)
+}
+
+// Diagnose implements runner.Runner.
+func (c *child) Diagnose(context.Context) string { return "" }
+
+// PluginToHost implements runner.Runner: both see the same file system.
+func (c *child) PluginToHost(network, addr string) (string, string, error) { return network, addr, nil }
+
+// HostToPlugin implements runner.Runner.
+func (c *child) HostToPlugin(network, addr string) (string, string, error) { return network, addr, nil }
+
+var _ runner.Runner = (*child)(nil)
+
+// maxHandshake bounds the line that a plugin starts with, in bytes.
+const maxHandshake = 8 << 10
+
+// firstLine passes on the first line written to it and drops the rest.
+type firstLine struct {
+	to   *io.PipeWriter
+	buf  []byte
+	done bool
+}
+
+func (f *firstLine) Write(p []byte) (int, error) {
+	if f.done {
+		return len(p), nil
+	}
+	f.buf = append(f.buf, p...)
+	line, _, ok := bytes.Cut(f.buf, []byte("\n"))
+	switch {
+	case ok && len(line) < maxHandshake:
+		f.done = true
+		_, _ = f.to.Write(append(line, '\n')) // the reader is gone if nobody wants it any more
+	case len(f.buf) >= maxHandshake:
+		f.done = true
+		_ = f.to.CloseWithError(errors.New("handshake line is too long"))
+	}
+	return len(p), nil
+}
+
+// quiet is go-plugin's logger: what matters of it we find out and log ourselves.
+var quiet = hclog.NewNullLogger()
