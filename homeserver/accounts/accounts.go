@@ -53,12 +53,17 @@ func New(s *store.Store, server matrix.ServerName, cost Cost) *Accounts {
 	return &Accounts{store: s, server: server, cost: cost, sessions: map[string]store.Session{}}
 }
 
+// hashing holds as many as may hash at a time: each takes Cost.Memory.
+var hashing = make(chan struct{}, 4)
+
 // ErrWrongPassword is the one answer to a wrong name and a wrong password, so that
 // nobody learns which names exist.
 var ErrWrongPassword = matrix.Forbidden("Invalid username or password")
 
 // Hash of a password: "argon2id$time$memory$salt$hash".
 func (a *Accounts) Hash(password string) string {
+	hashing <- struct{}{}
+	defer func() { <-hashing }()
 	salt := make([]byte, 16)
 	rand.Read(salt)
 	return encodeHash(a.cost, salt, argon2.IDKey([]byte(password), salt, a.cost.Time, a.cost.Memory, 1, 32))
@@ -70,6 +75,8 @@ func encodeHash(c Cost, salt, sum []byte) string {
 
 // fits reports whether a password has a hash.
 func fits(password, hash string) bool {
+	hashing <- struct{}{}
+	defer func() { <-hashing }()
 	f := strings.Split(hash, "$")
 	if len(f) != 5 || f[0] != "argon2id" {
 		return false
