@@ -54,22 +54,13 @@ type StatusError struct {
 
 func (e *StatusError) Error() string { return fmt.Sprintf("status %d %s", e.Status, e.Code) }
 
-// transaction is the body of a transaction.
+// Send delivers a transaction, given as its body. It has arrived if the error is nil.
 //
 // Spec: https://spec.matrix.org/v1.19/application-service-api/#put_matrixappv1transactionstxnid
-type transaction struct {
-	Events       []json.RawMessage `json:"events"`
-	Ephemeral    []json.RawMessage `json:"ephemeral,omitempty"`
-	ToDevice     []json.RawMessage `json:"to_device,omitempty"`
-	OldEphemeral []json.RawMessage `json:"de.sorunome.msc2409.ephemeral,omitempty"`
-	OldToDevice  []json.RawMessage `json:"de.sorunome.msc2409.to_device,omitempty"`
-}
-
-// Send delivers a transaction. It has arrived if the error is nil.
-func (c *Client) Send(ctx context.Context, s *Service, txnID string, t *transaction) error {
+func (c *Client) Send(ctx context.Context, s *Service, txnID string, body json.RawMessage) error {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
-	return c.do(ctx, s, http.MethodPut, "/transactions/"+url.PathEscape(txnID), nil, t, nil)
+	return c.do(ctx, s, http.MethodPut, "/transactions/"+url.PathEscape(txnID), nil, body, nil)
 }
 
 // UserExists asks whether a user in the service's namespace should be there. The
@@ -152,9 +143,12 @@ func prefix(path string, legacy bool) string {
 func (c *Client) once(ctx context.Context, s *Service, method, path string, query url.Values, in, out any) error {
 	var body io.Reader
 	if in != nil {
-		b, err := json.Marshal(in)
-		if err != nil {
-			return fmt.Errorf("encode request: %w", err)
+		b, whole := in.(json.RawMessage)
+		if !whole {
+			var err error
+			if b, err = json.Marshal(in); err != nil {
+				return fmt.Errorf("encode request: %w", err)
+			}
 		}
 		body = bytes.NewReader(b)
 	}

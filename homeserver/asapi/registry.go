@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
+	"github.com/gjallar-im/gjallar/homeserver/streams"
 )
 
 // ErrDuplicate says that a registration shares its ID, token or sender with another.
@@ -25,6 +26,7 @@ type Service struct {
 	Sender       matrix.UserID // the service's own user
 
 	users, aliases, rooms []namespace
+	since                 streams.Token // when it was added
 }
 
 type namespace struct {
@@ -81,12 +83,15 @@ func exclusive(list []namespace, id string) bool {
 type Registry struct {
 	server matrix.ServerName
 	set    atomic.Pointer[set]
+	now    atomic.Pointer[func() streams.Token] // nil while nothing happens yet
 }
 
 type set struct {
 	byID    map[string]*Service
 	byToken map[[sha256.Size]byte]*Service // keyed by hash, so a lookup's timing tells nothing of a token
 	ordered []*Service
+
+	replaced chan struct{} // closed when another set takes the place of this one
 }
 
 // NewRegistry returns an empty registry of the server.
@@ -97,7 +102,7 @@ func NewRegistry(server matrix.ServerName) *Registry {
 }
 
 func newSet(services []*Service) *set {
-	s := &set{map[string]*Service{}, map[[sha256.Size]byte]*Service{}, services}
+	s := &set{map[string]*Service{}, map[[sha256.Size]byte]*Service{}, services, make(chan struct{})}
 	for _, svc := range services {
 		s.byID[svc.Registration.ID] = svc
 		s.byToken[sha256.Sum256([]byte(svc.Registration.ASToken))] = svc
@@ -107,22 +112,45 @@ func newSet(services []*Service) *set {
 
 // Add registers a service. The error is [ErrDuplicate] if its ID, token or sender
 // is taken, or says what is wrong with the registration.
-func (r *Registry) Add(reg matrix.Registration) (*Service, error) {
+func (r *Registry) Add(reg matrix.Registration) (*Service, error) { return r.add(reg, "") }
+
+// Replace is Add in the place of the service with the same ID, if there is one: the
+// new one goes on where that one was.
+func (r *Registry) Replace(reg matrix.Registration) (*Service, error) { return r.add(reg, reg.ID) }
+
+func (r *Registry) add(reg matrix.Registration, instead string) (*Service, error) {
 	svc, err := NewService(reg, r.server)
 	if err != nil {
 		return nil, err
 	}
+	if now := r.now.Load(); now != nil {
+		svc.since = (*now)()
+	}
 	for {
 		old := r.set.Load()
-		for _, other := range old.ordered {
+		rest := old.without(instead)
+		for _, other := range rest {
 			if other.Registration.ID == reg.ID || other.Registration.ASToken == reg.ASToken || other.Sender == svc.Sender {
 				return nil, fmt.Errorf("add application service %q: %w (%q)", reg.ID, ErrDuplicate, other.Registration.ID)
 			}
 		}
-		if r.set.CompareAndSwap(old, newSet(append(slices.Clone(old.ordered), svc))) {
+		if r.swap(old, append(rest, svc)) {
 			return svc, nil
 		}
 	}
+}
+
+// without returns a copy of the services less one.
+func (s *set) without(id string) []*Service {
+	return slices.DeleteFunc(slices.Clone(s.ordered), func(s *Service) bool { return s.Registration.ID == id })
+}
+
+func (r *Registry) swap(old *set, services []*Service) bool {
+	ok := r.set.CompareAndSwap(old, newSet(services))
+	if ok {
+		close(old.replaced)
+	}
+	return ok
 }
 
 // Remove takes a service out and reports whether it was there.
@@ -132,8 +160,7 @@ func (r *Registry) Remove(id string) bool {
 		if old.byID[id] == nil {
 			return false
 		}
-		rest := slices.DeleteFunc(slices.Clone(old.ordered), func(s *Service) bool { return s.Registration.ID == id })
-		if r.set.CompareAndSwap(old, newSet(rest)) {
+		if r.swap(old, old.without(id)) {
 			return true
 		}
 	}
