@@ -108,8 +108,7 @@ func (s *Server) Close() { s.rooms.Close() }
 // AddService registers an application service and makes its own user. One with the
 // same ID is replaced.
 func (s *Server) AddService(ctx context.Context, r matrix.Registration) error {
-	s.registry.Remove(r.ID)
-	service, err := s.registry.Add(r)
+	service, err := s.registry.Replace(r)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gjallar-im/gjallar/homeserver/canonicaljson"
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
 )
 
@@ -186,7 +187,7 @@ func (c *Client) once(ctx context.Context, s *Service, method, path string, quer
 	if out == nil {
 		return nil
 	}
-	if err := json.Unmarshal(answer, out); err != nil {
+	if err := canonicaljson.Unmarshal(answer, out); err != nil {
 		return fmt.Errorf("answer of application service %q: %w", s.Registration.ID, err)
 	}
 	return nil

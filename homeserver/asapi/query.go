@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
@@ -72,104 +71,34 @@ func (w *Worker) Ping(ctx context.Context, s *Service, txnID string) (int64, err
 }
 
 // ThirdParty asks all services that know a protocol ("" for all) and joins their
-// answers. A service that does not answer counts as one that knows nothing.
-//
-// kind is "location" or "user", and the answers are what was found; or "protocol",
-// and the answer is the protocol's description with the instances of all services;
-// with no protocol named there is one answer for each, {name: description}.
+// answers: what is found for kind "location" and "user", one description from each
+// service for kind "protocol". A service that does not answer counts as one that
+// knows nothing.
 //
 // Spec: https://spec.matrix.org/v1.19/application-service-api/#third-party-networks
 func (w *Worker) ThirdParty(ctx context.Context, kind, protocol string, query url.Values) ([]json.RawMessage, error) {
-	switch {
-	case kind == "protocol" && protocol != "":
-		return w.protocol(ctx, protocol)
-	case kind == "protocol":
-		return w.protocols(ctx)
-	}
 	what := kind
 	if protocol != "" {
 		what += "/" + url.PathEscape(protocol)
 	}
 	var out []json.RawMessage
-	for _, s := range w.speaking(protocol) {
-		var found []json.RawMessage
-		if w.ask(ctx, s, what, query, &found) {
-			out = append(out, found...)
-		}
-	}
-	return out, nil
-}
-
-// speaking returns the services that know a protocol, or any.
-func (w *Worker) speaking(protocol string) (out []*Service) {
 	for _, s := range w.Registry.All() {
-		p := s.Registration.Protocols
-		if s.Registration.URL != "" && (protocol == "" && len(p) > 0 || slices.Contains(p, protocol)) {
-			out = append(out, s)
-		}
-	}
-	return out
-}
-
-func (w *Worker) ask(ctx context.Context, s *Service, what string, query url.Values, out any) bool {
-	err := w.client.ThirdParty(ctx, s, what, query, out)
-	if e, ok := errors.AsType[*StatusError](err); err != nil && !(ok && e.Status == http.StatusNotFound) {
-		kind, _, _ := strings.Cut(what, "/")
-		w.Log.Warn("application service does not answer about its networks", "service", s.Registration.ID, "kind", kind, "err", err)
-	}
-	return err == nil
-}
-
-// protocol joins the descriptions of one protocol: the first, with all instances.
-func (w *Worker) protocol(ctx context.Context, name string) ([]json.RawMessage, error) {
-	var joined map[string]json.RawMessage
-	instances := []json.RawMessage{}
-	for _, s := range w.speaking(name) {
-		var p map[string]json.RawMessage
-		if !w.ask(ctx, s, "protocol/"+url.PathEscape(name), nil, &p) || p == nil {
+		if p := s.Registration.Protocols; s.Registration.URL == "" || len(p) == 0 || protocol != "" && !slices.Contains(p, protocol) {
 			continue
 		}
-		if joined == nil {
-			joined = p
+		var found []json.RawMessage
+		var err error
+		if kind == "protocol" {
+			found = make([]json.RawMessage, 1)
+			err = w.client.ThirdParty(ctx, s, what, query, &found[0])
+		} else {
+			err = w.client.ThirdParty(ctx, s, what, query, &found)
 		}
-		var own []json.RawMessage
-		if json.Unmarshal(p["instances"], &own) == nil {
-			instances = append(instances, own...)
+		if err == nil {
+			out = append(out, found...)
+		} else if e, ok := errors.AsType[*StatusError](err); !ok || e.Status != http.StatusNotFound {
+			w.Log.Warn("application service does not answer about its networks", "service", s.Registration.ID, "kind", kind, "err", err)
 		}
-	}
-	if joined == nil {
-		return nil, nil
-	}
-	var err error
-	if joined["instances"], err = json.Marshal(instances); err != nil {
-		return nil, err
-	}
-	one, err := json.Marshal(joined)
-	return []json.RawMessage{one}, err
-}
-
-func (w *Worker) protocols(ctx context.Context) (out []json.RawMessage, err error) {
-	var names []string
-	for _, s := range w.speaking("") {
-		for _, p := range s.Registration.Protocols {
-			if !slices.Contains(names, p) {
-				names = append(names, p)
-			}
-		}
-	}
-	for _, name := range names {
-		p, err := w.protocol(ctx, name)
-		if err != nil {
-			return nil, err
-		}
-		if len(p) == 0 {
-			continue
-		}
-		one, err := json.Marshal(map[string]json.RawMessage{name: p[0]})
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, one)
 	}
 	return out, nil
 }
