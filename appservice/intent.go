@@ -208,7 +208,8 @@ func (i *Intent) State(ctx context.Context, id matrix.RoomID) ([]Event, error) {
 	return out, err
 }
 
-// StateEvent decodes the content of a piece of state; the error is an [*Error] with
+// StateEvent decodes the content of a piece of state into a struct whose json tags
+// are taken as they are written, case included. The error is an [*Error] with
 // M_NOT_FOUND if there is none.
 func (i *Intent) StateEvent(ctx context.Context, id matrix.RoomID, typ, key string, into any) error {
 	return i.act(ctx, "read state "+typ, call{method: http.MethodGet, path: room(id, "state", typ, key), out: into})
