@@ -12,9 +12,10 @@
 //
 // # People
 //
-// A guest is a remote user whose ID is the folded nick. A guest may not have the
-// nick of an account of the host. NICK of a guest is told to the host as a
-// [backends.Profile] with Was; the old ID stays reserved until the guest leaves.
+// A guest is a remote user whose ID is the folded nick that they connected with. A
+// guest may not have the nick of an account of the host. NICK changes a guest's
+// name, told to the host as a [backends.Profile], and not the ID, so that nobody
+// leaves and joins for it; nobody else may have the old nick until the guest has gone.
 //
 // A client that has logged in (SASL PLAIN or PASS) speaks as its account and is
 // called by the account's username on all its connections, as everybody sees it;

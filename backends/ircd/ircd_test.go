@@ -65,15 +65,12 @@ func TestOtherClientsSeeAGuest(t *testing.T) {
 	bob.do("NICK Robert", ":bob!guest@localhost NICK Robert")
 	dan.got(":bob!guest@localhost NICK Robert")
 	pev, profile := backendtest.NextBody[*backends.Profile](l.host, nil)
-	if profile.Was != "bob" || profile.User.ID != "robert" || pev.Sender.ID != "robert" {
-		t.Errorf("profile %+v", profile)
+	if pev.Chat.Chat != "#tea" || profile.User.ID != "bob" || profile.User.Name != "Robert" || profile.Was != "" {
+		t.Errorf("profile %+v in %+v", profile, pev)
 	}
-	// Whether the host has taken the new ID over or not, it is the same person.
-	for _, id := range []backends.UserID{"bob", "robert"} {
-		l.show("#tea", backends.User{ID: id, Name: "whatever"}, said("from "+string(id)))
-		dan.got(":Robert!guest@localhost PRIVMSG #tea :from " + string(id))
-		bob.sync()
-	}
+	l.show("#tea", backends.User{ID: "bob", Name: "Robert"}, said("from Bob"))
+	dan.got(":Robert!guest@localhost PRIVMSG #tea :from Bob")
+	bob.sync()
 	if refused := l.connect(); true {
 		refused.write("NICK bob", "USER x 0 * :x")
 		refused.got(":localhost 433 * bob :Nickname is already in use")

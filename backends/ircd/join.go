@@ -114,7 +114,7 @@ func (s *session) arrive(to place) *attendance {
 		return nil
 	}
 	ch := s.n.open(to.chat, to.name)
-	a := &attendance{channel: ch, user: s.person.user, since: time.Now(), joining: true}
+	a := &attendance{channel: ch, user: s.person.user, since: time.Now().Truncate(time.Millisecond), joining: true}
 	ch.sessions[s] = a
 	s.joined[to.chat] = a
 	return a

@@ -1,7 +1,6 @@
 package ircd
 
 import (
-	"slices"
 	"strconv"
 	"strings"
 
@@ -46,7 +45,7 @@ func guestKey(id string) key { return key("g:" + id) }
 type person struct {
 	user     backends.User
 	nick     string
-	keys     []key // of a guest: the former IDs too
+	key      key
 	channels []*channel
 	sessions []*session
 	away     string
@@ -71,7 +70,7 @@ func (t *people) meet(u backends.User) *person {
 	k := keyOf(u)
 	p := t.byKey[k]
 	if p == nil {
-		p = &person{user: u, nick: t.freeNick(u, nil), keys: []key{k}}
+		p = &person{user: u, nick: t.freeNick(u, nil), key: k}
 		t.byKey[k] = p
 		t.byNick[fold(p.nick)] = p
 	}
@@ -95,9 +94,7 @@ func (t *people) forget(p *person) {
 	if len(p.channels) > 0 || len(p.sessions) > 0 {
 		return
 	}
-	for _, k := range p.keys {
-		delete(t.byKey, k)
-	}
+	delete(t.byKey, p.key)
 	if t.byNick[fold(p.nick)] == p {
 		delete(t.byNick, fold(p.nick))
 	}
@@ -230,8 +227,10 @@ func accountName(u backends.User) string {
 	if u.ID != "" {
 		return ""
 	}
-	return word(string(u.Account))
+	return strings.TrimLeft(strings.Map(func(r rune) rune {
+		if r <= ' ' || r == 0x7f {
+			return -1
+		}
+		return r
+	}, string(u.Account)), ":")
 }
-
-// holds reports whether p goes by k, or did while it was connected.
-func (p *person) holds(k key) bool { return slices.Contains(p.keys, k) }

@@ -125,14 +125,19 @@ func (s *session) handleAway(ctx context.Context, m *irc.Message) error {
 	o := s.n.from(p, time.Time{}, "AWAY", params...)
 	o.needs = capAwayNotify
 	p.neighbours(o, s)
-	user := p.user
+	a := s.anywhere()
 	s.n.mu.Unlock()
 	if text != "" {
 		s.reply(irc.RPL_NOWAWAY, "You have been marked as being away")
 	} else {
 		s.reply(irc.RPL_UNAWAY, "You are no longer marked as being away")
 	}
-	return s.n.host.Deliver(ctx, &backends.Event{Sender: user, Body: presence}, nil)
+	if a == nil {
+		return nil
+	}
+	ev := s.event(a, presence)
+	ev.ID = ""
+	return s.n.host.Deliver(ctx, ev, nil)
 }
 
 // handleUserhost answers nick=+user@host for each nick that is known.

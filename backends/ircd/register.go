@@ -373,7 +373,7 @@ func (s *session) takeNick() error {
 	}
 	p := s.n.people.meet(backends.User{ID: backends.UserID(fold(nick)), Name: nick})
 	p.user.Name = nick
-	s.n.people.rename(p, nick)
+	s.n.showNick(p, nick) // a leftover may have been called something else
 	s.settle(p)
 	return nil
 }
@@ -385,15 +385,16 @@ func (s *session) settle(p *person) {
 	p.sessions = append(p.sessions, s)
 }
 
-// freeFor reports whether a guest may take nick: nobody else has it, and no guest
-// who is connected has its ID.
+// freeFor reports whether guest p (nil: a new one) may take nick: nobody else has
+// it, and no guest who is connected came with it.
 func (t *people) freeFor(nick string, p *person) bool {
-	k := guestKey(fold(nick))
-	holder, id := t.byNick[fold(nick)], t.byKey[k]
-	if holder != nil && holder != p && (!holder.holds(k) || len(holder.sessions) > 0) {
-		return false
+	for _, holder := range []*person{t.byNick[fold(nick)], t.byKey[guestKey(fold(nick))]} {
+		leftover := p == nil && holder != nil && holder.key == guestKey(fold(nick)) && len(holder.sessions) == 0
+		if holder != nil && holder != p && !leftover {
+			return false
+		}
 	}
-	return id == nil || id == p || len(id.sessions) == 0 && (holder == nil || holder == id)
+	return true
 }
 
 // reclaim gives an account of the host its own nick back if someone of another
@@ -449,29 +450,23 @@ func (s *session) changeNick(ctx context.Context, nick string) error {
 		s.n.mu.Unlock()
 		return refuse(irc.ERR_NICKNAMEINUSE, nick, "Nickname is already in use")
 	}
-	was := p.user
-	s.n.adopt(p, nick)
-	now := p.user
-	s.nick = nick
+	s.n.showNick(p, nick)
+	p.user.Name, s.nick = nick, nick
+	a := s.anywhere()
 	s.n.mu.Unlock()
-	profile := &backends.Profile{User: now}
-	if was.ID != now.ID {
-		profile.Was = was.ID
+	if a == nil {
+		return nil // the host will learn it with the next event
 	}
-	return s.tell(ctx, &backends.Event{Sender: now, ID: s.nextID(), Body: profile}, "The host did not take the new nickname")
+	ev := s.event(a, nil)
+	ev.Body = &backends.Profile{User: ev.Sender}
+	return s.tell(ctx, ev, "The host did not take the new nickname")
 }
 
-// adopt gives a connected guest a nick and the ID that goes with it, and shows it.
-// The old ID stays p's. The caller holds n.mu.
-func (n *network) adopt(p *person, nick string) {
-	id := fold(nick)
-	if k := guestKey(id); !p.holds(k) {
-		if old := n.people.byKey[k]; old != nil { // a leftover of a former connection
-			n.bury(old)
-		}
-		p.keys = append(p.keys, k)
-		n.people.byKey[k] = p
+// anywhere returns one of the session's channels, for what is not about one of
+// them; nil if it is in none. The caller holds n.mu.
+func (s *session) anywhere() *attendance {
+	for _, a := range s.joined {
+		return a
 	}
-	n.showNick(p, nick)
-	p.user.ID, p.user.Name = backends.UserID(id), nick
+	return nil
 }

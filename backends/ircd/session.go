@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,7 +28,7 @@ const (
 	// lingerTimeout is how long we read on after our last line, so that the
 	// client gets it, and after a failed write, so that what the client had sent is
 	// not lost.
-	lingerTimeout = time.Second
+	lingerTimeout = 250 * time.Millisecond
 )
 
 // session is one client's connection. Its reader runs the commands, one after the
@@ -50,6 +51,7 @@ type session struct {
 	reason   atomic.Pointer[string] // why it ended
 
 	// Only the reader.
+	left    sync.Once // depart
 	reg     registration
 	nick    string // "*" until registered
 	answer  *answer
@@ -126,12 +128,15 @@ func (s *session) read() {
 		}
 		s.lastRead.Store(time.Now().UnixNano())
 		s.busy.Store(false)
+		if s.ended.Load() { // QUIT: the rooms need not wait for the client to hang up
+			s.left.Do(func() { s.n.depart(s) })
+		}
 	}
 }
 
 // finish tidies up after the reader has ended.
 func (s *session) finish() {
-	s.n.depart(s)
+	s.left.Do(func() { s.n.depart(s) })
 	s.out.close()
 	s.cancel()
 	s.conn.Close()

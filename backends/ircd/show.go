@@ -249,7 +249,7 @@ func (n *network) showRole(ch *channel, cmd *backends.Command, c *backends.RoleC
 // showDeparture removes a member, and shows it with a line that ends in the reason.
 func (n *network) showDeparture(ch *channel, cmd *backends.Command, m *backends.Member, command string, params ...string) {
 	p := n.people.look(m.User)
-	if _, member := ch.members[p]; !member || ch.stale(p, cmd.Time) {
+	if _, member := ch.members[p]; !member || m.Action == backends.Left && ch.stale(p, cmd.Time) {
 		return
 	}
 	reason := ircmsg.Clean(m.Reason)
@@ -348,19 +348,11 @@ func (n *network) showInvite(ch *channel, cmd *backends.Command, m *backends.Mem
 // showProfile takes note of another display name, and shows the other nick if one
 // comes of it. Clients of ours have renamed themselves already.
 func (n *network) showProfile(c *backends.Profile) {
-	who := c.User
-	if c.Was != "" {
-		who.ID = c.Was
-	}
-	p := n.people.byKey[keyOf(who)]
+	p := n.people.byKey[keyOf(c.User)]
 	if p == nil || len(p.sessions) > 0 && p.guest() {
 		return
 	}
 	before := nickOf(p.user)
-	if k := keyOf(c.User); !p.holds(k) && n.people.byKey[k] == nil {
-		p.keys = append(p.keys, k)
-		n.people.byKey[k] = p
-	}
 	p.user = c.User
 	if now := nickOf(p.user); now != before && len(p.sessions) == 0 {
 		n.showNick(p, n.people.freeNick(p.user, p))
@@ -384,12 +376,6 @@ func (n *network) showQuit(p *person, reason string) {
 	for _, ch := range slices.Clone(p.channels) {
 		n.removeMember(ch, p)
 	}
-}
-
-// bury is showQuit for someone who was left over without a connection.
-func (n *network) bury(p *person) {
-	n.showQuit(p, "Gone")
-	n.people.forget(p)
 }
 
 // showInfo shows a change of the topic.
