@@ -38,6 +38,8 @@ type Options struct {
 	// Registration is who may make an account: "open", "token" or "closed".
 	Registration      string
 	RegistrationToken string
+	// DefaultRoomVersion of new rooms; "" is roomversion.Default.
+	DefaultRoomVersion matrix.RoomVersion
 	// SharedSecret lets its owner make accounts; "" is off.
 	SharedSecret string
 	RateLimits   bool // bound how often one may log in, register and send
@@ -89,7 +91,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	s.services = asapi.New(asapi.Options{Store: st, Registry: s.registry, Hub: s.hub, Transport: o.Transport, Typing: typing, Log: o.Log})
 	s.handler = clientapi.New(clientapi.Options{
 		Store: st, Rooms: s.rooms, Hub: s.hub, Accounts: s.accounts, Typing: typing, Registry: s.registry, ServerName: o.ServerName, Log: o.Log,
-		PublicURL: o.PublicURL, Registration: o.Registration, RegistrationToken: o.RegistrationToken, SharedSecret: o.SharedSecret, RateLimits: o.RateLimits,
+		DefaultRoomVersion: o.DefaultRoomVersion, PublicURL: o.PublicURL, Registration: o.Registration, RegistrationToken: o.RegistrationToken, SharedSecret: o.SharedSecret, RateLimits: o.RateLimits,
 		MediaDir: o.MediaDir, MaxUpload: o.MaxUpload,
 		QueryAlias: s.services.QueryAlias, QueryUser: s.services.QueryUser, ThirdParty: s.services.ThirdParty, Ping: s.services.Ping,
 	})

@@ -110,7 +110,7 @@ func (a *Accounts) Register(ctx context.Context, acc store.Account) error {
 // password is right, and [ErrWrongPassword] otherwise. It takes as long for a name
 // that nobody has.
 func (a *Accounts) CheckPassword(ctx context.Context, name, password string) (*store.Account, error) {
-	user := matrix.UserID(name)
+	user := matrix.UserID(strings.ToLower(name))
 	if !strings.HasPrefix(name, "@") {
 		user = matrix.NewUserID(strings.ToLower(name), a.server)
 	}

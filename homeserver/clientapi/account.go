@@ -31,6 +31,7 @@ func (a *api) accountRoutes() []route {
 		{"GET", "/v3/register/available", anyone, (*api).getRegisterAvailable},
 		{"POST", "/v3/register", maybeUser, (*api).postRegister},
 		{"POST", "/v3/account/password", user, (*api).postPassword},
+		{"POST", "/v3/account/deactivate", user, (*api).postDeactivate},
 		{"GET", "/v3/devices", user, (*api).getDevices},
 		{"GET", "/v3/devices/{deviceID}", user, (*api).getDevice},
 		{"PUT", "/v3/devices/{deviceID}", user, (*api).putDevice},
@@ -73,7 +74,7 @@ func (a *api) getCapabilities(*request) (any, error) {
 	}
 	on := map[string]bool{"enabled": true}
 	return map[string]any{"capabilities": map[string]any{
-		"m.room_versions":   map[string]any{"default": roomversion.Default, "available": available},
+		"m.room_versions":   map[string]any{"default": a.DefaultRoomVersion, "available": available},
 		"m.change_password": on, "m.set_displayname": on, "m.set_avatar_url": on, "m.profile_fields": on,
 		"m.3pid_changes": map[string]bool{"enabled": false}, "m.get_login_token": map[string]bool{"enabled": false},
 	}}, nil
@@ -351,7 +352,10 @@ func (r *request) confirm(ctx context.Context, auth *uiaAuth) error {
 		name = auth.Identifier.User
 	}
 	acc, err := r.api.Accounts.CheckPassword(ctx, name, auth.Password)
-	if err != nil || acc.User != r.user {
+	if err == nil && acc.User != r.user {
+		return matrix.Forbidden("These are the credentials of another user")
+	}
+	if err != nil {
 		return uiaNeeded("m.login.password").With("errcode", matrix.CodeForbidden).With("error", "Invalid password")
 	}
 	return nil
@@ -392,6 +396,43 @@ func (a *api) postPassword(r *request) (any, error) {
 		err = a.Accounts.LogOut(r.Context(), r.user, others...)
 	}
 	return empty, err
+}
+
+// postDeactivate ends an account: it leaves all rooms and can never log in again.
+func (a *api) postDeactivate(r *request) (any, error) {
+	var in struct {
+		Auth *uiaAuth `json:"auth"`
+	}
+	if err := r.decode(&in); err != nil {
+		return nil, err
+	}
+	if err := r.confirm(r.Context(), in.Auth); err != nil {
+		return nil, err
+	}
+	if err := a.leaveAll(r); err != nil {
+		return nil, err
+	}
+	err := a.Store.Write(r.Context(), func(tx *sqldb.Tx) error { return a.Store.Deactivate(tx, r.user) })
+	if err == nil {
+		err = a.Accounts.LogOut(r.Context(), r.user)
+	}
+	return map[string]string{"id_server_unbind_result": "no-support"}, err
+}
+
+func (a *api) leaveAll(r *request) error {
+	list, err := a.Store.MembershipsOf(r.Context(), r.user)
+	if err != nil {
+		return err
+	}
+	for _, m := range list {
+		if m.Membership != matrix.Join && m.Membership != matrix.Invite && m.Membership != matrix.Knock {
+			continue
+		}
+		if err := r.setMembership(m.Room, r.user, matrix.Leave, "", nil); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (a *api) getDevices(r *request) (any, error) {

@@ -20,6 +20,7 @@ import (
 	"github.com/gjallar-im/gjallar/homeserver/asapi"
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
 	"github.com/gjallar-im/gjallar/homeserver/rooms"
+	"github.com/gjallar-im/gjallar/homeserver/roomversion"
 	"github.com/gjallar-im/gjallar/homeserver/store"
 	"github.com/gjallar-im/gjallar/homeserver/streams"
 )
@@ -34,6 +35,9 @@ type Options struct {
 	Registry   *asapi.Registry
 	ServerName matrix.ServerName
 	Log        *slog.Logger
+
+	// DefaultRoomVersion of new rooms; "" is roomversion.Default.
+	DefaultRoomVersion matrix.RoomVersion
 
 	PublicURL string // in /.well-known/matrix/client
 	// Registration is who may make an account: "open", "token" or "closed".
@@ -68,6 +72,9 @@ type api struct {
 
 // New returns the handler of the whole API.
 func New(o Options) http.Handler {
+	if o.DefaultRoomVersion == "" {
+		o.DefaultRoomVersion = roomversion.Default
+	}
 	a := &api{Options: o, log: o.Log, mux: http.NewServeMux(), limits: newLimits(o.RateLimits)}
 	o.Store.OnChange = o.Hub.Notify
 	for _, group := range [][]route{a.accountRoutes(), a.roomRoutes(), a.ephemeralRoutes(), a.syncRoutes(), a.otherRoutes()} {

@@ -15,7 +15,7 @@ import (
 
 func (r *request) defaultVersion(v *matrix.RoomVersion) matrix.RoomVersion {
 	if v == nil {
-		return roomversion.Default
+		return r.api.DefaultRoomVersion
 	}
 	return *v
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"strings"
 
@@ -53,7 +54,7 @@ type reasonBody struct {
 
 // postJoin: https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3joinroomidoralias
 func (a *api) postJoin(r *request) (any, error) {
-	var in reasonBody
+	var in map[string]any
 	if err := r.decode(&in); err != nil {
 		return nil, err
 	}
@@ -61,22 +62,30 @@ func (a *api) postJoin(r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return map[string]matrix.RoomID{"room_id": room}, a.join(r, room, in.Reason)
+	return map[string]matrix.RoomID{"room_id": room}, a.join(r, room, in)
 }
 
-// join makes the one who asks a member; who is one already stays as they are.
-func (a *api) join(r *request, room matrix.RoomID, reason string) error {
+// join makes the one who asks a member; who is one already stays as they are. The
+// body may have a reason and whatever else is to be in the event.
+func (a *api) join(r *request, room matrix.RoomID, body map[string]any) error {
 	membership, _, err := a.Store.MembershipOf(r.Context(), room, r.user)
 	if err != nil || membership == matrix.Join {
 		return err
 	}
-	var more map[string]any
-	if membership != matrix.Invite {
-		if more, err = a.authorisedVia(r.Context(), room, r.user); err != nil {
-			return err
+	more := map[string]any{}
+	for k, v := range body {
+		if k != "membership" && k != "third_party_signed" && k != "join_authorised_via_users_server" {
+			more[k] = v
 		}
 	}
-	if err := r.setMembership(room, r.user, matrix.Join, reason, more); err != nil {
+	if membership != matrix.Invite {
+		via, err := a.authorisedVia(r.Context(), room, r.user)
+		if err != nil {
+			return err
+		}
+		maps.Copy(more, via)
+	}
+	if err := r.setMembership(room, r.user, matrix.Join, "", more); err != nil {
 		return err
 	}
 	return a.forget(r.Context(), r.user, room, false)

@@ -109,7 +109,7 @@ func (a *api) getMessages(r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	chunk, err := a.clientEvents(r.Context(), r, events, false)
+	chunk, err := a.timelineEvents(r.Context(), r, v, events, false)
 	if err != nil {
 		return nil, err
 	}
@@ -212,11 +212,11 @@ func (a *api) visibleEvent(r *request) (*store.Event, *viewer, error) {
 }
 
 func (a *api) getRoomEvent(r *request) (any, error) {
-	e, _, err := a.visibleEvent(r)
+	e, v, err := a.visibleEvent(r)
 	if err != nil {
 		return nil, err
 	}
-	list, err := a.clientEvents(r.Context(), r, []*store.Event{e}, false)
+	list, err := a.timelineEvents(r.Context(), r, v, []*store.Event{e}, false)
 	if err != nil {
 		return nil, err
 	}
@@ -256,10 +256,10 @@ func (a *api) getContext(r *request) (any, error) {
 	if end == 0 {
 		end = last.Pos
 	}
-	return a.contextResponse(r, e, older, newer, last, start, end, f)
+	return a.contextResponse(r, v, e, older, newer, last, start, end, f)
 }
 
-func (a *api) contextResponse(r *request, e *store.Event, older, newer []*store.Event, last *store.Event, start, end store.Pos, f eventFilter) (any, error) {
+func (a *api) contextResponse(r *request, v *viewer, e *store.Event, older, newer []*store.Event, last *store.Event, start, end store.Pos, f eventFilter) (any, error) {
 	state, err := a.stateAfter(r.Context(), last.Pos)
 	if err != nil {
 		return nil, err
@@ -272,7 +272,7 @@ func (a *api) contextResponse(r *request, e *store.Event, older, newer []*store.
 	}
 	out := map[string]any{"start": streams.Token{Pos: start}.String(), "end": streams.Token{Pos: end}.String()}
 	for name, list := range map[string][]*store.Event{"event": {e}, "events_before": older, "events_after": newer, "state": state} {
-		events, err := a.clientEvents(r.Context(), r, list, false)
+		events, err := a.timelineEvents(r.Context(), r, v, list, false)
 		if err != nil {
 			return nil, err
 		}

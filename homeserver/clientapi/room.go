@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,11 +10,13 @@ import (
 
 	"github.com/tidwall/gjson"
 
+	"github.com/gjallar-im/gjallar/homeserver/canonicaljson"
 	"github.com/gjallar-im/gjallar/homeserver/eventauth"
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
 	"github.com/gjallar-im/gjallar/homeserver/rooms"
 	"github.com/gjallar-im/gjallar/homeserver/sqldb"
 	"github.com/gjallar-im/gjallar/homeserver/store"
+	"github.com/gjallar-im/gjallar/homeserver/streams"
 )
 
 func (a *api) roomRoutes() []route {
@@ -150,13 +153,17 @@ func (a *api) putRoomState(r *request) (any, error) {
 			return nil, err
 		}
 	}
-	if typ == matrix.TypeMember && gjson.GetBytes(content, "membership").Str == matrix.Join && key == string(r.user) {
-		if current, err := a.Store.CurrentStateKey(r.Context(), room, typ, key); err == nil && current != nil && string(current.Content) == string(content) {
-			return map[string]matrix.EventID{"event_id": current.ID}, nil
-		}
+	if current, err := a.Store.CurrentStateKey(r.Context(), room, typ, key); err == nil && current != nil && current.Sender == r.user && r.ts == 0 && sameJSON(current.Content, content) {
+		return map[string]matrix.EventID{"event_id": current.ID}, nil
 	}
 	id, err := r.send(room, typ, &key, content, rooms.SendOptions{})
 	return map[string]matrix.EventID{"event_id": id}, err
+}
+
+// sameJSON reports whether b says what canonical does, which is canonical JSON.
+func sameJSON(canonical, b []byte) bool {
+	c, err := canonicaljson.Canonical(b)
+	return err == nil && bytes.Equal(canonical, c)
 }
 
 // checkCanonicalAlias makes sure that what a room claims to be called it is called.
@@ -225,6 +232,19 @@ func (a *api) stateAfter(ctx context.Context, pos store.Pos) ([]*store.Event, er
 	return a.stateAt(ctx, snapshot)
 }
 
+// stateAtToken is the state of a room at a place in the stream.
+func (a *api) stateAtToken(ctx context.Context, room matrix.RoomID, token string) ([]*store.Event, error) {
+	t, err := streams.ParseToken(token)
+	if err != nil {
+		return nil, matrix.InvalidParam("at is not a token of ours")
+	}
+	last, err := a.Store.EventsBefore(ctx, room, 0, t.Pos, 1)
+	if err != nil || len(last) == 0 {
+		return nil, err
+	}
+	return a.stateAfter(ctx, last[0].Pos)
+}
+
 func (a *api) stateAt(ctx context.Context, snapshot int64) ([]*store.Event, error) {
 	state, err := a.Store.StateAt(ctx, snapshot)
 	if err != nil {
@@ -278,11 +298,14 @@ func (a *api) getMembers(r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	q := r.URL.Query()
 	list, err := a.stateFor(r, room)
+	if at := q.Get("at"); at != "" && err == nil {
+		list, err = a.stateAtToken(r.Context(), room, at)
+	}
 	if err != nil {
 		return nil, err
 	}
-	q := r.URL.Query()
 	kept := list[:0:0]
 	for _, e := range list {
 		if e.Type != matrix.TypeMember {

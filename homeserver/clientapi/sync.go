@@ -3,8 +3,11 @@ package clientapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 	"time"
+
+	"github.com/tidwall/gjson"
 
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
 	"github.com/gjallar-im/gjallar/homeserver/store"
@@ -248,7 +251,6 @@ func (s *syncer) rooms(ctx context.Context, out *syncRooms, data map[matrix.Room
 	if err != nil {
 		return err
 	}
-	var forgotten map[matrix.RoomID]bool
 	s.joinedRooms = s.joinedRooms[:0]
 	for _, m := range memberships {
 		if m.Membership == matrix.Join {
@@ -266,14 +268,7 @@ func (s *syncer) rooms(ctx context.Context, out *syncRooms, data map[matrix.Room
 			if m.Pos <= s.from() || s.since == nil && !s.leave {
 				continue
 			}
-			if forgotten == nil {
-				if forgotten, err = s.api.Store.Forgotten(ctx, s.r.user); err != nil {
-					return err
-				}
-			}
-			if !forgotten[m.Room] {
-				err = s.left(ctx, out, m, data[m.Room])
-			}
+			err = s.left(ctx, out, m, data[m.Room])
 		}
 		if err != nil {
 			return err
@@ -289,6 +284,9 @@ func (s *syncer) strange(ctx context.Context, out *syncRooms, m store.Membership
 	if m.Pos <= s.from() && !s.full {
 		return nil
 	}
+	if ignored, err := s.ignores(ctx, m); err != nil || ignored {
+		return err
+	}
 	events, err := s.api.strippedState(ctx, m.Room, s.r.user)
 	if err != nil {
 		return err
@@ -299,6 +297,25 @@ func (s *syncer) strange(ctx context.Context, out *syncRooms, m store.Membership
 		out.Knock[m.Room] = &strangeRoom{Knock: &roomEvents{events}}
 	}
 	return nil
+}
+
+// ignores reports whether a room is one that somebody whom the user ignores invites
+// to.
+func (s *syncer) ignores(ctx context.Context, m store.Membership) (bool, error) {
+	content, err := s.api.Store.AccountData(ctx, s.r.user, "", "m.ignored_user_list")
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	invitation, err := s.api.Store.EventsByPos(ctx, []store.Pos{m.Pos})
+	if err != nil || invitation[m.Pos] == nil {
+		return false, err
+	}
+	ignored := gjson.GetBytes(content, "ignored_users").Map()
+	_, is := ignored[string(invitation[m.Pos].Sender)]
+	return is, nil
 }
 
 // strippedTypes are shown to those who are not in a room yet.
@@ -458,7 +475,7 @@ func (s *syncer) stretch(ctx context.Context, st stretch) (*joinedRoom, error) {
 	} else {
 		jr.Timeline.PrevBatch = streams.Token{Pos: st.to}.String()
 	}
-	if jr.Timeline.Events, err = s.api.clientEvents(ctx, s.r, events, true); err != nil {
+	if jr.Timeline.Events, err = s.api.timelineEvents(ctx, s.r, v, events, true); err != nil {
 		return nil, err
 	}
 	return jr, s.state(ctx, st, events, jr)

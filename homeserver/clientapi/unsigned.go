@@ -12,6 +12,7 @@ import (
 type unsigned struct {
 	Age             int64           `json:"age"`
 	TxnID           string          `json:"transaction_id,omitempty"`
+	Membership      string          `json:"membership,omitempty"` // of the one who asks, at the event
 	PrevContent     json.RawMessage `json:"prev_content,omitempty"`
 	PrevSender      matrix.UserID   `json:"prev_sender,omitempty"`
 	ReplacesState   matrix.EventID  `json:"replaces_state,omitempty"`

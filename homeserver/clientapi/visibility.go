@@ -16,6 +16,8 @@ type viewer struct {
 	user  matrix.UserID
 
 	membership string    // now
+	member     store.Pos // of the event that made it so
+	history    []store.Membership
 	until      store.Pos // of the event by which the user left; 0 while joined
 	never      bool      // the user was never joined
 	open       bool      // all of the history was always for members
@@ -33,7 +35,7 @@ func (a *api) viewer(ctx context.Context, room matrix.RoomID, user matrix.UserID
 	if err != nil {
 		return nil, err
 	}
-	v.membership = membership
+	v.membership, v.member = membership, pos
 	hv, err := a.Store.CurrentStateKey(ctx, room, matrix.TypeHistoryVisibility, "")
 	if err != nil {
 		return nil, err
@@ -49,6 +51,13 @@ func (a *api) viewer(ctx context.Context, room matrix.RoomID, user matrix.UserID
 		}
 		return v, err
 	case matrix.Leave, matrix.Ban:
+		forgotten, err := a.Store.Forgotten(ctx, user)
+		if err == nil && forgotten[room] {
+			err = matrix.Forbidden("You have forgotten the room")
+		}
+		if err != nil {
+			return nil, err
+		}
 		return v, v.left(ctx, pos)
 	}
 	if now != "world_readable" {
@@ -144,9 +153,48 @@ func (v *viewer) filter(ctx context.Context, events []*store.Event) ([]*store.Ev
 	return kept, nil
 }
 
-// clientEvents prints events for a user: with age, the transaction ID for the
-// device that sent them, what state they replaced, and why they were redacted.
+// memberships returns what the user was in the room at each of some events, the
+// event itself counted.
+func (v *viewer) memberships(ctx context.Context, events []*store.Event) (out []string, err error) {
+	for _, e := range events {
+		if e.Pos >= v.member {
+			out = append(out, v.membership)
+			continue
+		}
+		if v.history == nil {
+			if v.history, err = v.store.MembershipHistory(ctx, v.room, v.user); err != nil {
+				return nil, err
+			}
+		}
+		was := matrix.Leave
+		for _, m := range v.history {
+			if m.Pos <= e.Pos {
+				was = m.Membership
+			}
+		}
+		out = append(out, was)
+	}
+	return out, nil
+}
+
+// timelineEvents is clientEvents for events of a room's history, which tell what
+// the user was in the room at the time.
+func (a *api) timelineEvents(ctx context.Context, r *request, v *viewer, events []*store.Event, inRoom bool) ([]matrix.Event, error) {
+	was, err := v.memberships(ctx, events)
+	if err != nil {
+		return nil, err
+	}
+	return a.printEvents(ctx, r, events, was, inRoom)
+}
+
+// clientEvents prints state for a user.
 func (a *api) clientEvents(ctx context.Context, r *request, events []*store.Event, inRoom bool) ([]matrix.Event, error) {
+	return a.printEvents(ctx, r, events, nil, inRoom)
+}
+
+// printEvents prints events for a user: with age, the transaction ID for the
+// device that sent them, what state they replaced, and why they were redacted.
+func (a *api) printEvents(ctx context.Context, r *request, events []*store.Event, memberships []string, inRoom bool) ([]matrix.Event, error) {
 	out := make([]matrix.Event, 0, len(events))
 	if len(events) == 0 {
 		return out, nil
@@ -176,12 +224,15 @@ func (a *api) clientEvents(ctx context.Context, r *request, events []*store.Even
 			}
 		}
 	}
-	for _, e := range events {
+	for i, e := range events {
 		ev := e.ClientEvent()
 		if inRoom {
 			ev.RoomID = ""
 		}
 		u := newUnsigned(e, r)
+		if memberships != nil {
+			u.Membership = memberships[i]
+		}
 		if before := replaced[previous[e.Pos]]; before != nil {
 			u.PrevContent, u.PrevSender, u.ReplacesState = before.Content, before.Sender, before.ID
 		}
