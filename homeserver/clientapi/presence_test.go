@@ -27,7 +27,7 @@ func TestPresence(t *testing.T) {
 			t.Errorf("bob reads %v", p)
 		}
 		eve.Fails(403, "M_FORBIDDEN", "GET", path, nil)
-		for _, e := range eve.Sync("since=" + eveSince).List("presence", "events") {
+		for _, e := range eve.Sync("since="+eveSince).List("presence", "events") {
 			if e.Str("sender") == "@alice:test" {
 				t.Errorf("eve's sync has %v", e)
 			}

@@ -26,7 +26,7 @@ const maxPixels = 32 << 20
 
 // steps are the widths and heights that thumbnails are made in. What is asked for
 // is rounded up, so that a picture has few of them.
-var steps = []int{32, 64, 96, 128, 256, 320, 480, 640, 800, 1024}
+var steps = []int{32, 64, 96, 128, 240, 320, 480, 600, 640, 800, 1024}
 
 func step(n int) int {
 	for _, s := range steps {
@@ -83,10 +83,9 @@ func (m *media) thumbnail(a *api, r *request, file, contentType string, box imag
 	}
 	made := filepath.Join(a.MediaDir, "thumbnails", file[:2], file[2:4], tag[4:])
 	if _, err := os.Stat(made); errors.Is(err, fs.ErrNotExist) {
-		err = m.make(r.Context(), path, made, from, to)
-	}
-	if err != nil {
-		return nil, err
+		if err := m.make(r.Context(), path, made, from, to); err != nil {
+			return nil, err
+		}
 	}
 	return serveFile(r, made, sniffed(made), "thumbnail", tag)
 }
