@@ -196,6 +196,9 @@ func (c *Content) addRetract(m *Element) {
 	if c.Reason != "" {
 		r.Add(New(NSRetract, "reason").AddText(c.Reason))
 	}
+	if c.Moderated {
+		r.Add(New(NSModerate, "moderated"))
+	}
 	m.Add(r, New(NSFallback, "fallback", "for", NSRetract), New(NSHints, "store"))
 }
 

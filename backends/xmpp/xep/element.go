@@ -13,6 +13,7 @@ import (
 // Namespaces of the streams and of the extensions.
 const (
 	NSComponent = "jabber:component:accept"
+	NSClient    = "jabber:client"
 	NSStream    = "http://etherx.jabber.org/streams"
 	NSStanzas   = "urn:ietf:params:xml:ns:xmpp-stanzas"
 	NSXML       = "http://www.w3.org/XML/1998/namespace"
@@ -175,6 +176,19 @@ func (e *Element) Clone() *Element {
 		Attrs: append([]xml.Attr(nil), e.Attrs...),
 		Nodes: append([]Node(nil), e.Nodes...),
 	}
+}
+
+// InComponent returns a stanza of a client's stream, as archives and forwards
+// contain them, as one of a component's stream.
+func (e *Element) InComponent() *Element {
+	c := e.Clone()
+	c.Name.Space = NSComponent
+	for i, n := range c.Nodes {
+		if n.Element != nil && n.Element.Name.Space == NSClient {
+			c.Nodes[i].Element = n.Element.InComponent()
+		}
+	}
+	return c
 }
 
 // Append encodes e into b, for a place where space is the default namespace.
