@@ -1,0 +1,168 @@
+package puppeting
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/gjallar-im/gjallar/appservice"
+	"github.com/gjallar-im/gjallar/backends"
+	"github.com/gjallar-im/gjallar/homeserver/matrix"
+)
+
+var profileless appservice.Profile
+
+// aliasTimeout bounds the making of a room for an alias: homeservers wait for it.
+const aliasTimeout = 25 * time.Second
+
+// aliasQuery makes the room of an alias #<network>_<chat>, if there is such a chat.
+func (b *Bridge) aliasQuery(ctx context.Context, alias matrix.RoomAlias) (bool, error) {
+	name, rest, ok := strings.Cut(alias.Localpart(), "_")
+	n := b.networks[name]
+	if !ok || n == nil || rest == "" || string(alias.Server()) != b.o.ServerName || n.gateway != nil || strings.HasPrefix(rest, "=h") {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, aliasTimeout)
+	defer cancel()
+	b.aliases.Lock()
+	defer b.aliases.Unlock()
+	info, err := n.resolve(ctx, unescapeAlias(rest))
+	if err != nil {
+		if _, refused := errors.AsType[*backends.Refusal](err); refused {
+			return false, nil
+		}
+		return false, err
+	}
+	if p := b.findPortal(portalKey{network: name, chat: info.Chat.Chat}); p != nil && p.bound() != nil {
+		return true, b.ensureAlias(ctx, alias, p.bound().id)
+	}
+	return b.createPortal(ctx, n, info, alias)
+}
+
+// resolve turns what people typed into a chat, and has the network look at it.
+func (n *network) resolve(ctx context.Context, query string) (*backends.ChatInfo, error) {
+	nw, err := n.get()
+	if err != nil {
+		return nil, err
+	}
+	if r, ok := nw.(backends.Resolver); ok {
+		info, err := r.ResolveChat(ctx, query)
+		refusal, refused := errors.AsType[*backends.Refusal](err)
+		switch {
+		case err == nil && info != nil:
+			return info, nil
+		case refused && refusal.Code != backends.RefusedUnsupported:
+			return nil, err
+		case !refused && err != nil:
+			return nil, err
+		}
+	}
+	return &backends.ChatInfo{Chat: backends.ChatKey{Chat: backends.ChatID(query)}}, nil
+}
+
+// createPortal joins a chat and makes its room. The chat is left again if there is
+// no room in the end.
+func (b *Bridge) createPortal(ctx context.Context, n *network, info *backends.ChatInfo, alias matrix.RoomAlias) (bool, error) {
+	nw, err := n.get()
+	if err != nil {
+		return false, err
+	}
+	joined, err := nw.Join(ctx, backends.JoinRequest{Chat: info.Chat})
+	if _, refused := errors.AsType[*backends.Refusal](err); refused {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	if joined == nil {
+		joined = info
+	}
+	id, err := b.client.Bot().CreateRoom(ctx, roomOf(info, joined, alias, n.title))
+	if e, ok := errors.AsType[*appservice.Error](err); ok && e.Code == matrix.CodeRoomInUse {
+		// A room of ours whose making was interrupted before it was noted down.
+		id, err = b.client.Bot().ResolveAlias(ctx, alias)
+	}
+	if err != nil {
+		return false, errors.Join(err, nw.Leave(ctx, info.Chat))
+	}
+	p, err := b.establish(ctx, portalRow{portalKey: portalKey{network: n.name, chat: info.Chat.Chat}, room: id, kind: chatPortal, agent: b.client.Bot().UserID()})
+	if err != nil {
+		return false, err
+	}
+	// Again, for who was told of the members before there was a room for them.
+	b.crew.Go(func(ctx context.Context) { n.rejoin(ctx, p) })
+	return true, nil
+}
+
+// roomOf is the request that makes the room of a chat.
+func roomOf(asked, info *backends.ChatInfo, alias matrix.RoomAlias, title string) map[string]any {
+	req := map[string]any{
+		"preset": "public_chat", "room_alias_name": alias.Localpart(), "name": string(asked.Chat.Chat),
+		"topic": "", "creation_content": map[string]any{"m.federate": true},
+	}
+	if info.Name != nil && *info.Name != "" {
+		req["name"] = *info.Name
+	}
+	delete(req, "topic")
+	if info.Topic != nil && *info.Topic != "" {
+		req["topic"] = *info.Topic
+	}
+	return req
+}
+
+func (b *Bridge) ensureAlias(ctx context.Context, alias matrix.RoomAlias, id matrix.RoomID) error {
+	err := b.client.Bot().CreateAlias(ctx, alias, id)
+	if e, ok := errors.AsType[*appservice.Error](err); ok && (e.Code == matrix.CodeRoomInUse || e.Status == 409) {
+		return nil
+	}
+	return err
+}
+
+// createDirect makes the room of a private chat that someone on the network began.
+func (p *portal) createDirect(ctx context.Context, ev *backends.Event) (*room, error) {
+	select {
+	case p.creating <- struct{}{}:
+		defer func() { <-p.creating }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if rm := p.bound(); rm != nil {
+		return rm, nil
+	}
+	account := userID(p.key.account)
+	if _, err := matrix.ParseUserID(string(account)); err != nil || !p.b.isLocal(account) && p.net.gateway != nil {
+		return nil, refuse(backends.RefusedInvalid, "no such account")
+	}
+	peer := ev.Sender
+	if peer.Account != "" || peer.ID == "" {
+		peer = backends.User{ID: backends.UserID(p.key.chat)}
+	}
+	intent, err := p.actor(ctx, peer)
+	if err != nil {
+		return nil, err
+	}
+	id, err := intent.CreateRoom(ctx, map[string]any{"preset": "trusted_private_chat", "is_direct": true, "invite": []matrix.UserID{account}})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := p.b.establish(ctx, portalRow{portalKey: p.key, room: id, kind: directPortal, agent: intent.UserID()}); err != nil {
+		return nil, err
+	}
+	p.setJoined(true)
+	return p.bound(), nil
+}
+
+// invitePeer brings the user of a private chat back who has left its room.
+func (p *portal) invitePeer(ctx context.Context, rm *room) error {
+	if !p.isKind(directPortal) {
+		return nil
+	}
+	account := userID(p.key.account)
+	if _, joined := rm.member(ctx, account); joined || !p.once("invited") {
+		return nil
+	}
+	if err := p.intent().Invite(ctx, rm.id, account, ""); err != nil && !isForbidden(err) {
+		return err
+	}
+	return nil
+}
