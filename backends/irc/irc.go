@@ -1,0 +1,60 @@
+// Package irc is the IRC backend: a client of an IRC network, with a connection
+// of its own (the bot) that follows channels, and one for each user of the host
+// who speaks there (an account), as long as the network and the configuration
+// allow. Who has none is relayed by the bot: "<name> text".
+//
+// Chats are channels, and nicks in the private chats of accounts; both IDs are
+// as the host gave them in Join, else folded by the network's CASEMAPPING. User
+// IDs are folded nicks.
+//
+// A message counts as delivered once the network said so: by its echo where
+// there is echo-message, else by the PONG to a PING that followed it on the same
+// connection.
+package irc
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+
+	"github.com/gjallar-im/gjallar/backends"
+)
+
+// New returns the backend, for protocol "irc".
+func New() backends.Backend { return &backend{dial: (&net.Dialer{}).DialContext} }
+
+type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
+
+type backend struct {
+	dial dialFunc
+}
+
+// capabilities of a network that offers nothing beyond RFC 1459.
+var capabilities = backends.Capabilities{
+	Formatting: true,
+	Topic:      true,
+	Kicks:      true,
+	Direct:     true,
+	Accounts:   true,
+	Confirmed:  true,
+}
+
+// Describe implements backends.Backend.
+func (b *backend) Describe() backends.Info {
+	return backends.Info{
+		Protocol:     "irc",
+		Title:        "Internet Relay Chat",
+		Version:      "1",
+		Schema:       json.RawMessage(schema),
+		Capabilities: capabilities,
+	}
+}
+
+// Open implements backends.Backend.
+func (b *backend) Open(_ context.Context, raw json.RawMessage, host backends.Host) (backends.Network, error) {
+	cfg, err := parseConfig(raw)
+	if err != nil {
+		return nil, err
+	}
+	return open(cfg, b.dial, host), nil
+}

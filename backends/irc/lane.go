@@ -1,0 +1,146 @@
+package irc
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/gjallar-im/gjallar/backends"
+)
+
+// Bounds of a lane.
+const (
+	laneQueue    = 64 // commands that wait
+	laneInFlight = 32 // commands that are sent and not confirmed
+)
+
+// errNetworkClosed is what Send returns after Close.
+var errNetworkClosed = errors.New("the network is closed")
+
+// lane carries out the commands of one chat in order. Commands through one
+// connection follow each other without waiting; before another connection is used
+// the outcomes of all earlier commands are awaited.
+type lane struct {
+	n    *network
+	jobs chan *job
+
+	slots    chan struct{}  // laneInFlight
+	inFlight sync.WaitGroup // commands submitted to conn
+	taken    sync.WaitGroup // commands without an outcome
+	conn     *conn          // used last; only the lane's goroutine
+}
+
+// job is a command with its reply.
+type job struct {
+	cmd   *backends.Command
+	reply func(backends.Result)
+}
+
+func newLane(n *network) *lane {
+	l := &lane{n: n, jobs: make(chan *job, laneQueue), slots: make(chan struct{}, laneInFlight)}
+	n.conns.Go(l.run)
+	return l
+}
+
+// Send implements backends.Network.
+func (n *network) Send(ctx context.Context, cmd *backends.Command, reply func(backends.Result)) error {
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		return errNetworkClosed
+	}
+	l := n.lanes[cmd.Chat]
+	if l == nil {
+		l = newLane(n)
+		n.lanes[cmd.Chat] = l
+	}
+	l.taken.Add(1)
+	n.mu.Unlock()
+	j := &job{cmd, func(r backends.Result) { reply(r); l.taken.Done() }}
+	select {
+	case l.jobs <- j:
+		return nil
+	case <-ctx.Done():
+		l.taken.Done()
+		return ctx.Err()
+	case <-l.n.ctx.Done():
+		l.taken.Done()
+		return errNetworkClosed
+	}
+}
+
+// drain waits until all commands have their outcome, or ctx ends.
+func (l *lane) drain(ctx context.Context) {
+	select {
+	case <-l.idle():
+	case <-ctx.Done():
+	}
+}
+
+// idle returns a channel that is closed when all commands have their outcome. No
+// more may be sent by then.
+func (l *lane) idle() <-chan struct{} {
+	done := make(chan struct{})
+	go func() { l.taken.Wait(); close(done) }()
+	return done
+}
+
+func (l *lane) run() {
+	for {
+		select {
+		case j := <-l.jobs:
+			l.n.carryOut(l, j)
+		case <-l.n.ctx.Done():
+			l.refuseRest()
+			return
+		}
+	}
+}
+
+// refuseRest answers what is left when the network closes.
+func (l *lane) refuseRest() {
+	idle := l.idle()
+	for {
+		select {
+		case j := <-l.jobs:
+			j.reply(retryIn(time.Second))
+		case <-idle:
+			return
+		}
+	}
+}
+
+// submit runs f on the connection's goroutine, with the reply of j to be called by
+// it, in order with all other commands of the lane. It returns false if the
+// connection has ended; nothing has happened then.
+func (l *lane) submit(c *conn, j *job, f func(reply func(backends.Result))) bool {
+	if c != l.conn {
+		l.inFlight.Wait()
+		l.conn = c
+	}
+	select {
+	case l.slots <- struct{}{}:
+	case <-l.n.ctx.Done():
+		return false
+	}
+	l.inFlight.Add(1)
+	release := func() { <-l.slots; l.inFlight.Done() }
+	reply := func(r backends.Result) { j.reply(r); release() }
+	if !c.do(l.n.ctx, func() { f(reply) }) {
+		release()
+		return false
+	}
+	return true
+}
+
+// wait lets all earlier commands end.
+func (l *lane) wait() { l.inFlight.Wait() }
+
+func retryIn(d time.Duration) backends.Result {
+	return backends.Result{Outcome: backends.Retry, After: d, Reason: "the network is not connected"}
+}
+
+func rejected(reason string) backends.Result {
+	return backends.Result{Outcome: backends.Rejected, Reason: reason}
+}
