@@ -103,7 +103,7 @@ func (r *Rooms) buildCreate(rules *roomversion.Rules, req CreateRequest) (*pdu.P
 	empty := ""
 	proto := &pdu.Proto{Type: matrix.TypeCreate, Sender: req.Creator, StateKey: &empty, Content: b, Depth: 1, OriginServerTS: req.TS}
 	if proto.OriginServerTS == 0 {
-		proto.OriginServerTS = time.Now().UnixMilli()
+		proto.OriginServerTS = r.creationTime()
 	}
 	if !rules.RoomIDIsCreateHash {
 		proto.RoomID = matrix.RoomID("!" + rand.Text()[:18] + ":" + string(r.signer.Server))
@@ -122,4 +122,17 @@ func (r *Rooms) buildCreate(rules *roomversion.Rules, req CreateRequest) (*pdu.P
 		return nil, err
 	}
 	return e, nil
+}
+
+// creationTime is now, or as little later as makes it differ from that of the last
+// room: where a room's ID is the hash of its create event, two that a user makes in
+// the same millisecond would be one.
+func (r *Rooms) creationTime() int64 {
+	for {
+		last := r.created.Load()
+		ts := max(time.Now().UnixMilli(), last+1)
+		if r.created.CompareAndSwap(last, ts) {
+			return ts
+		}
+	}
 }

@@ -44,6 +44,7 @@ type txnKey struct {
 // run is the room's goroutine.
 func (rm *room) run() {
 	defer rm.rooms.close(rm)
+	defer rm.settle()
 	if rm.last == nil {
 		if rm.fault = rm.load(); rm.fault != nil {
 			return
@@ -69,12 +70,17 @@ func (rm *room) run() {
 	}
 }
 
+// settle waits for what is under way: the next owner is to find it in the database.
+func (rm *room) settle() {
+	if rm.last != nil {
+		rm.last.settle()
+	}
+}
+
 // load reads the room from the database.
 func (rm *room) load() error {
 	ctx, s := rm.rooms.ctx, rm.rooms.store
-	if rm.last != nil {
-		rm.last.settle() // what is under way decides what there is to read
-	}
+	rm.settle() // what is under way decides what there is to read
 	var err error
 	if rm.rules, err = s.Rules(ctx, rm.id); err != nil {
 		return err
@@ -109,6 +115,9 @@ func (rm *room) send(ev matrix.NewEvent, o SendOptions, redacts *store.Event) (*
 		if p := rm.txns[key]; p != nil && !p.failed() {
 			return p, nil
 		}
+	}
+	if err := rm.mayRedact(ev.Sender, redacts); err != nil {
+		return nil, err
 	}
 	e, err := rm.build(ev, o.TS)
 	if err != nil {
@@ -224,6 +233,21 @@ func errText(err, sentinel error) string {
 		text = text[len(head):]
 	}
 	return text
+}
+
+// mayRedact refuses a user of ours who wants to redact what another has sent without
+// the power for it. The authorisation rules leave that to each server.
+//
+// Spec: https://spec.matrix.org/v1.19/client-server-api/#redactions
+func (rm *room) mayRedact(user matrix.UserID, target *store.Event) error {
+	if target == nil || target.Sender == user {
+		return nil
+	}
+	levels, err := rm.powerLevels()
+	if err == nil && levels.User(user) < levels.Redact {
+		err = matrix.Forbidden("Redacting events of others needs power level %s", levels.Redact)
+	}
+	return err
 }
 
 // effect returns the event as a redaction leaves it, nil if it has no effect.

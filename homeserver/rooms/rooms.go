@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
@@ -39,6 +40,8 @@ type Rooms struct {
 	ctx    context.Context // ends the owners; not of a request
 	stop   context.CancelFunc
 	owners sync.WaitGroup
+
+	created atomic.Int64 // time of the last room that was made, ms
 
 	mu   sync.Mutex
 	open map[matrix.RoomID]*room // guarded by mu
@@ -79,11 +82,11 @@ func (r *Rooms) do(ctx context.Context, id matrix.RoomID, f func(*room)) error {
 		}
 		select {
 		case <-done:
-			return rm.fault
-		case <-rm.gone:
+			return nil
+		case <-rm.gone: // both may have come about; fault is fixed now
 			select {
 			case <-done:
-				return rm.fault
+				return nil
 			default:
 			}
 			if rm.fault != nil {
