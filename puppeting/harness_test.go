@@ -105,6 +105,14 @@ func (w *world) start() {
 	ended := make(chan error, 1)
 	go func() { ended <- b.Run(ctx) }()
 	w.bridge, w.db = b, db
+	w.until("open networks", func() bool {
+		for _, n := range b.networks {
+			if _, err := n.get(); err != nil {
+				return false
+			}
+		}
+		return true
+	}, func() string { return "" })
 	w.end = sync.OnceFunc(func() {
 		w.app.Store(nil)
 		cancel()
@@ -131,14 +139,13 @@ func (w *world) portal(u *hstest.User, network, chat string) matrix.RoomID {
 
 // event is what tests look at.
 type event struct {
-	Type     string            `json:"type"`
-	ID       string            `json:"event_id"`
-	Sender   string            `json:"sender"`
-	StateKey *string           `json:"state_key"`
-	TS       int64             `json:"origin_server_ts"`
-	Content  map[string]any    `json:"content"`
-	Unsigned map[string]any    `json:"unsigned"`
-	_        map[string]string `json:"-"`
+	Type     string         `json:"type"`
+	ID       string         `json:"event_id"`
+	Sender   string         `json:"sender"`
+	StateKey *string        `json:"state_key"`
+	TS       int64          `json:"origin_server_ts"`
+	Content  map[string]any `json:"content"`
+	Unsigned map[string]any `json:"unsigned"`
 }
 
 func (e *event) body() string { s, _ := e.Content["body"].(string); return s }
