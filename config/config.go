@@ -126,8 +126,9 @@ func (m Mistakes) Error() string {
 type Override struct{ Key, Value, Source string }
 
 // Load reads the defaults, the file (none if empty), the GJALLAR_ variables of
-// environ, and the overrides, the later ones winning. The error is [Mistakes], or
-// that the file cannot be read.
+// environ, and the overrides, the later ones winning. The error is that the file
+// cannot be read, or [Mistakes]; with these it returns the rest of the configuration
+// too, so that others may find further ones.
 func Load(file string, environ []string, overrides ...Override) (*Config, error) {
 	var text []byte
 	if file != "" {
@@ -151,7 +152,7 @@ func Parse(file string, text []byte, environ []string, overrides ...Override) (*
 	mistakes = append(mistakes, c.check()...)
 	if len(mistakes) > 0 {
 		slices.SortStableFunc(mistakes, func(a, b *Mistake) int { return a.Line - b.Line })
-		return nil, mistakes
+		return c, mistakes
 	}
 	return c, nil
 }

@@ -102,7 +102,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("a: &a [*a]"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, err := Parse("f.yaml", text, nil)
-		if (c == nil) == (err == nil) {
+		if m, ok := err.(Mistakes); c == nil || err != nil && (!ok || len(m) == 0) {
 			t.Fatalf("%v, %v", c, err)
 		}
 	})

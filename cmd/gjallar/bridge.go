@@ -23,9 +23,6 @@ func runBridge(ctx context.Context, t *terminal, args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := checkConfig(c); err != nil {
-		return err
-	}
 	reg, err := readRegistration(c)
 	if err != nil {
 		return err
@@ -85,9 +82,6 @@ func register(_ context.Context, t *terminal, args []string) error {
 	}
 	c, err := o.load(t)
 	if err != nil {
-		return err
-	}
-	if err := checkConfig(c); err != nil {
 		return err
 	}
 	if *url == "" {

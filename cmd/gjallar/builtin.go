@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
+	"golang.org/x/text/language"
+	"golang.org/x/text/message"
 
 	"github.com/gjallar-im/gjallar/backends"
 	"github.com/gjallar-im/gjallar/backends/irc"
@@ -35,6 +37,9 @@ func servePlugin(protocol string) int {
 	plugins.Main(b())
 	return 0
 }
+
+// printer words the mistakes that a schema finds.
+var printer = message.NewPrinter(language.English)
 
 // checkOptions holds a network's own keys against the schema of its protocol.
 func checkOptions(c *config.Config, name string, b backends.Backend, options []byte) config.Mistakes {

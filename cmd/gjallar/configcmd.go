@@ -38,21 +38,17 @@ func configCommand(_ context.Context, t *terminal, args []string) error {
 		_, err := fmt.Fprint(t.out, config.Annotated())
 		return err
 	case fs.Arg(0) == "check" && fs.NArg() == 2:
-		c, err := config.Load(fs.Arg(1), t.environ)
-		if err == nil {
-			err = checkConfig(c)
+		if _, err := (&options{file: fs.Arg(1)}).load(t); err != nil {
+			return err
 		}
-		if err == nil {
-			fmt.Fprintf(t.out, "%s is right\n", fs.Arg(1))
-		}
-		return err
+		fmt.Fprintf(t.out, "%s is right\n", fs.Arg(1))
+		return nil
 	}
 	return usagef("gjallar config [check FILE] [-protocol NAME]")
 }
 
 // checkConfig makes the checks that need to know Matrix and the protocols.
-func checkConfig(c *config.Config) error {
-	var m config.Mistakes
+func checkConfig(c *config.Config) (m config.Mistakes) {
 	if _, err := matrix.ParseServerName(c.ServerName); err != nil {
 		m = append(m, c.Mistake("server_name", "%q is not a server name", c.ServerName))
 	}
@@ -71,8 +67,5 @@ func checkConfig(c *config.Config) error {
 		}
 		m = append(m, checkOptions(c, name, b(), n.Options)...)
 	}
-	if len(m) > 0 {
-		return m
-	}
-	return nil
+	return m
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -41,9 +42,19 @@ func newFlags(command string, w io.Writer) (*flag.FlagSet, *options) {
 	return fs, o
 }
 
-// load reads the configuration that the flags, the environment and the file give.
+// load reads the configuration that the flags, the environment and the file give,
+// and names all that is wrong with it.
 func (o *options) load(t *terminal) (*config.Config, error) {
-	return config.Load(o.file, t.environ, o.set...)
+	c, err := config.Load(o.file, t.environ, o.set...)
+	if c == nil {
+		return nil, err
+	}
+	mistakes, _ := errors.AsType[config.Mistakes](err)
+	mistakes = append(mistakes, checkConfig(c)...)
+	if len(mistakes) > 0 {
+		return nil, mistakes
+	}
+	return c, nil
 }
 
 // newLogger makes the logger that the configuration asks for.

@@ -53,7 +53,9 @@ func TestImportsPointOneWay(t *testing.T) {
 		folder, allowed := rule(strings.TrimPrefix(p.ImportPath, module))
 		for _, imp := range p.Imports {
 			imp, ours := strings.CutPrefix(imp, module)
-			if ours && !slices.ContainsFunc(allowed, func(a string) bool { return imp == strings.TrimSuffix(a, "/") || strings.HasSuffix(a, "/") && strings.HasPrefix(imp, a) }) {
+			if ours && !slices.ContainsFunc(allowed, func(a string) bool {
+				return imp == strings.TrimSuffix(a, "/") || strings.HasSuffix(a, "/") && strings.HasPrefix(imp, a)
+			}) {
 				t.Errorf("%s imports %s; packages of %s may import only %q", p.ImportPath, imp, folder, allowed)
 			}
 		}

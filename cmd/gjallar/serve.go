@@ -43,9 +43,6 @@ func serve(ctx context.Context, t *terminal, args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := checkConfig(c); err != nil {
-		return err
-	}
 	d, err := openDataDir(c.Data)
 	if err != nil {
 		return err
