@@ -244,5 +244,5 @@ func word(s string) string {
 			return '_'
 		}
 		return r
-	}, s)
+	}, strings.ToValidUTF8(s, "_"))
 }

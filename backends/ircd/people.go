@@ -8,6 +8,7 @@ import (
 	"gopkg.in/irc.v4"
 
 	"github.com/gjallar-im/gjallar/backends"
+	"github.com/gjallar-im/gjallar/backends/irc/ircfmt"
 	"github.com/gjallar-im/gjallar/backends/irc/ircmsg"
 )
 
@@ -215,10 +216,11 @@ func (t *people) mask(p *person) string { return t.prefix(p).String() }
 
 // realName is what WHOIS shows.
 func realName(u backends.User) string {
-	if u.Name != "" {
-		return ircmsg.Clean(u.Name)
+	name := u.Name
+	if name == "" {
+		name = u.Username
 	}
-	return ircmsg.Clean(u.Username)
+	return ircmsg.Clean(ircfmt.Strip(name))
 }
 
 // accountName is what account-tag, extended-join and WHOIS call the account of u,

@@ -7,9 +7,11 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/time/rate"
 	"gopkg.in/irc.v4"
@@ -235,10 +237,10 @@ func (s *session) nextID() backends.MessageID {
 
 // compose makes one line of a message of ours, with CR LF. What could not be
 // written is mended: a parameter that would be taken for something else becomes
-// "*", the last one loses line ends and what is beyond 512 bytes.
+// "*", the last one loses line ends and what is beyond 512 bytes, and all is UTF-8.
 func compose(m *irc.Message) []byte {
 	b, err := ircmsg.Append(nil, m)
-	if err == nil {
+	if err == nil && utf8.Valid(b) {
 		return b
 	}
 	m = mend(m)
@@ -254,11 +256,14 @@ func compose(m *irc.Message) []byte {
 func mend(m *irc.Message) *irc.Message {
 	m = m.Copy()
 	for i, p := range m.Params {
-		p = ircmsg.Clean(p)
+		p = ircmsg.Clean(strings.ToValidUTF8(p, "\uFFFD"))
 		if i < len(m.Params)-1 && (p == "" || p[0] == ':' || containsSpace(p)) {
 			p = "*"
 		}
 		m.Params[i] = p
+	}
+	for k, v := range m.Tags {
+		m.Tags[k] = strings.ReplaceAll(strings.ToValidUTF8(v, "\uFFFD"), "\x00", "")
 	}
 	if m.Prefix != nil {
 		m.Prefix = &irc.Prefix{Name: word(m.Prefix.Name), User: word(m.Prefix.User), Host: word(m.Prefix.Host)}
