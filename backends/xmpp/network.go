@@ -39,6 +39,7 @@ type network struct {
 	comp   *stream.Component
 	in     *stream.Lanes // stanzas
 	out    *stream.Lanes // commands
+	enters *stream.Lanes // what the host is asked for gateway users
 	limits limiters
 
 	ctx    context.Context
@@ -66,7 +67,7 @@ func open(ctx context.Context, c *Config, domain jid.JID, host backends.Host, di
 	}
 	n := &network{
 		cfg: c, domain: domain, bot: bot, host: host, log: host.Log(),
-		in: stream.NewLanes(laneLimit), out: stream.NewLanes(laneLimit), limits: newLimiters(c.Limits),
+		in: stream.NewLanes(laneLimit), out: stream.NewLanes(laneLimit), enters: stream.NewLanes(laneLimit), limits: newLimiters(c.Limits),
 		mucs: map[string]*muc{}, rooms: map[backends.ChatID]*room{}, ids: map[backends.ChatKey]*ids{},
 		accounts: map[string]backends.User{}, maybe: map[string]bool{}, direct: map[string]*directDelivery{},
 	}
@@ -171,10 +172,15 @@ func (n *network) route(ctx context.Context, e *xep.Element) {
 	}
 	key, handle := "user:"+from.Bare().String(), n.handleDirect
 	switch {
+	case n.forRoom(e, from, to):
+		_, canonical, ok := n.roomAt(to)
+		if !ok {
+			n.in.Do(ctx, key, func() { n.refuse(n.ctx, e, notFound) })
+			return
+		}
+		key, handle = "room:"+canonical.String(), n.handleRoom
 	case e.Name.Local == "iq":
 		key, handle = "iq:"+from.Bare().String(), n.handleIQ
-	case n.forRoom(e, from, to):
-		key, handle = "room:"+to.Bare().String(), n.handleRoom
 	}
 	n.in.Do(ctx, key, func() { handle(n.ctx, e, from, to) })
 }
@@ -292,6 +298,7 @@ func (n *network) Close(ctx context.Context) error {
 		n.wg.Wait()
 		n.in.Wait()
 		n.out.Wait()
+		n.enters.Wait()
 	}()
 	select {
 	case <-done:
