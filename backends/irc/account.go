@@ -30,20 +30,20 @@ type account struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
-	user    backends.User // guarded by mu
-	conn    *conn         // ready; nil without one; guarded by mu
-	nick    string        // of conn; guarded by mu
-	err     error         // why there is none; nil while connecting; guarded by mu
-	gone    bool          // run has ended; guarded by mu
-	used    time.Time     // last spoken; guarded by mu
-	changed chan struct{} // closed and replaced when something above changes; guarded by mu
+	user    backends.User        // guarded by mu
+	conn    *conn                // ready; nil without one; guarded by mu
+	nick    string               // of conn; guarded by mu
+	err     error                // why there is none; nil while connecting; guarded by mu
+	gone    bool                 // run has ended; guarded by mu
+	used    time.Time            // last spoken; guarded by mu
+	kicked  map[string]time.Time // from which folded channels; guarded by mu
+	changed chan struct{}        // closed and replaced when something above changes; guarded by mu
 
 	// Of the goroutine of run.
 	welcome bool                     // the last connection was ready
 	joined  map[string]string        // channels: folded, as given
 	joins   map[string][]func(error) // under way, who waits
-	kicked  map[string]time.Time
-	peers   map[string]bool // whom the user has private chats with: folded nicks
+	peers   map[string]bool          // whom the user has private chats with: folded nicks
 	recent  []said
 }
 
@@ -77,6 +77,7 @@ func (n *network) account(user backends.User) (*account, error) {
 		used:    time.Now(),
 		changed: make(chan struct{}),
 		joined:  map[string]string{},
+		kicked:  map[string]time.Time{},
 		peers:   map[string]bool{},
 	}
 	n.accounts[a.id] = a
@@ -190,7 +191,7 @@ func (a *account) once() error {
 	}
 	c := newConn(a, a.identity(), a.n.cfg.Flood, a.log)
 	rejoin := slices.Sorted(maps.Values(a.joined))
-	a.joined, a.joins, a.kicked = map[string]string{}, map[string][]func(error){}, map[string]time.Time{}
+	a.joined, a.joins = map[string]string{}, map[string][]func(error){}
 	c.rejoin = rejoin
 	a.welcome = false
 	err = c.run(a.n.ctx, raw)
@@ -349,12 +350,12 @@ func init() {
 // enter makes the account a member of a channel.
 func (a *account) enter(c *conn, name string, done func(error)) {
 	folded := c.fold(name)
-	if _, in := a.joined[folded]; in {
-		done(nil)
+	if a.kickedLately(folded) { // the bot may have seen it first
+		done(&backends.Refusal{Code: backends.RefusedForbidden, Message: "you were kicked from " + name})
 		return
 	}
-	if at, was := a.kicked[folded]; was && time.Since(at) < kickedSilence {
-		done(&backends.Refusal{Code: backends.RefusedForbidden, Message: "you were kicked from " + name})
+	if _, in := a.joined[folded]; in {
+		done(nil)
 		return
 	}
 	a.joins[folded] = append(a.joins[folded], done)
@@ -377,7 +378,6 @@ func (a *account) enter(c *conn, name string, done func(error)) {
 func (a *account) handleJoin(c *conn, m *irc.Message) {
 	if c.isMe(m) {
 		a.joined[c.fold(m.Params[0])] = m.Params[0]
-		delete(a.kicked, c.fold(m.Params[0]))
 	}
 }
 
@@ -399,8 +399,27 @@ func (a *account) handlePart(c *conn, m *irc.Message) {
 func (a *account) handleKick(c *conn, m *irc.Message) {
 	if c.same(m.Params[1], c.nick) {
 		delete(a.joined, c.fold(m.Params[0]))
-		a.kicked[c.fold(m.Params[0])] = time.Now()
+		a.noteKick(c.fold(m.Params[0]))
 	}
+}
+
+// noteKick makes the account silent in a channel for a while, so that what was
+// written before its user heard of the kick does not bring it back.
+func (a *account) noteKick(channel string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.kicked[channel] = time.Now()
+}
+
+func (a *account) kickedLately(channel string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at, was := a.kicked[channel]
+	if was && time.Since(at) >= kickedSilence {
+		delete(a.kicked, channel)
+		was = false
+	}
+	return was
 }
 
 // private reports whether m is for us alone, from someone who is not of ours.

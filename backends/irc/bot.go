@@ -431,6 +431,11 @@ func (b *bot) handleKick(c *conn, m *irc.Message) {
 		return
 	}
 	delete(ch.members, c.fold(nick))
+	if id, ours := b.n.ownAccount(nick); ours {
+		if a, _ := b.n.connected(id); a != nil {
+			a.noteKick(c.fold(ch.name))
+		}
+	}
 	if b.isOurs(m.Prefix.Name) { // the host's own doing
 		return
 	}

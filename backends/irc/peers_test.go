@@ -165,8 +165,6 @@ func result(t *testing.T, results <-chan backends.Result, want backends.Outcome)
 	panic("unreachable")
 }
 
-func plainOf(body backends.Body) string { return body.(*backends.Message).Text.Plain() }
-
 func TestMessagesCrossBothWays(t *testing.T) {
 	onPeers(t, func(t *testing.T, s peerServer) {
 		bob := newStranger(t, s.addr, "Bob", "#Tea")
