@@ -21,6 +21,7 @@ import (
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
 	"github.com/gjallar-im/gjallar/homeserver/rooms"
 	"github.com/gjallar-im/gjallar/homeserver/roomversion"
+	"github.com/gjallar-im/gjallar/homeserver/sqldb"
 	"github.com/gjallar-im/gjallar/homeserver/store"
 	"github.com/gjallar-im/gjallar/homeserver/streams"
 )
@@ -192,6 +193,8 @@ func (a *api) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	case ok:
 	case errors.Is(err, store.ErrNotFound):
 		e = matrix.NotFound("Not found")
+	case sqldb.BadText(err):
+		e = matrix.InvalidParam("The request has text that cannot be stored")
 	case r.Context().Err() != nil: // the client has gone
 		e = matrix.Errorf(http.StatusServiceUnavailable, matrix.CodeUnknown, "Request cancelled")
 	default: // ours: the log gets it, the client learns nothing more

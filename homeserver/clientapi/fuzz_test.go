@@ -116,6 +116,37 @@ func FuzzRequests(f *testing.F) {
 	})
 }
 
+// PostgreSQL stores no NUL and no broken UTF-8, which must not look as a fault of ours.
+func TestTextThatNoDatabaseHoldsIsRefused(t *testing.T) {
+	hstest.Both(t, func(t *testing.T, s *hstest.Server) {
+		alice := s.Register("alice")
+		room := alice.CreateRoom(nil)
+		known := map[string]string{"{roomID}": string(room), "{userID}": string(alice.ID), "{eventID}": string(alice.Say(room, "hello")), "{server}": "test", "{kind}": "content", "{$}": ""}
+		alice.OK("POST", v3+"/room_keys/version", backup("x"))
+		const query = "?timeout_ms=0&dir=b&version=1&ts=1&from=%00&search_term=%00&user_id=%00&filter=%00"
+		for _, r := range fuzzRoutes() {
+			if strings.HasSuffix(r.Path, "/leave") { // alice is to stay
+				continue
+			}
+			for _, body := range append([]string{"{}"}, bodies[r.Method+" "+strings.TrimPrefix(r.Path, "/_matrix/client")]...) {
+				for _, value := range []string{"%00", "%FF", "@a:b%00", "x"} {
+					path := placeholder.ReplaceAllStringFunc(r.Path, func(p string) string {
+						if v, ok := known[p]; ok {
+							return url.PathEscape(v)
+						}
+						return value
+					})
+					text := strings.ReplaceAll(body, `:"`, `:"\u0000`)
+					if got := fetch(t, s, alice, r.Method, path+query, "application/json", strings.NewReader(text)); got.StatusCode >= 500 && got.StatusCode != http.StatusGatewayTimeout {
+						t.Errorf("%s %s with %s: %d %s", r.Method, path, text, got.StatusCode, got.body)
+					}
+				}
+			}
+		}
+		alice.Say(room, "still here")
+	})
+}
+
 // bodies are requests that go further than an empty one.
 var bodies = map[string][]string{
 	"POST /v3/login":                                           {`{"type":"m.login.password","identifier":{"type":"m.id.user","user":"alice"},"password":"wrong"}`},

@@ -141,6 +141,13 @@ func passing(err error) bool {
 	return ok && (e.Code == "40001" || e.Code == "40P01") // serialization_failure, deadlock_detected
 }
 
+// BadText reports whether a statement failed because of text with a NUL, or that is
+// no UTF-8, which PostgreSQL does not hold.
+func BadText(err error) bool {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && e.Code == "22021" // character_not_in_repertoire
+}
+
 func (db *DB) once(group []*write) (err error) {
 	ctx := context.Background()
 	inner, err := db.writes.BeginTx(ctx, nil)
