@@ -80,7 +80,7 @@ func sharedDSN() (string, error) {
 		return dsn, nil
 	}
 	sweep()
-	dir, err := os.MkdirTemp("", "gjallar-pg-")
+	dir, err := folder()
 	if err != nil {
 		return "", err
 	}
@@ -94,17 +94,16 @@ func sharedDSN() (string, error) {
 	return c.DSN("postgres"), nil
 }
 
+// folder of a cluster. Its name has the ID of the process it belongs to.
+func folder() (string, error) { return os.MkdirTemp("", fmt.Sprintf("gjallar-pg-%d-", os.Getpid())) }
+
 // sweep removes what clusters of test processes left that are gone: their
 // server ended with them, their folder did not.
 func sweep() {
-	old, _ := filepath.Glob(filepath.Join(os.TempDir(), "gjallar-pg-*"))
+	old, _ := filepath.Glob(filepath.Join(os.TempDir(), "gjallar-pg-*-*"))
 	for _, dir := range old {
-		b, err := os.ReadFile(filepath.Join(dir, "data", "postmaster.pid"))
-		if info, serr := os.Stat(dir); err != nil && serr == nil && time.Since(info.ModTime()) < time.Minute {
-			continue // being made
-		}
-		pid, _ := strconv.Atoi(strings.SplitN(string(b), "\n", 2)[0])
-		if pid == 0 || syscall.Kill(pid, 0) == syscall.ESRCH {
+		owner, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), "gjallar-pg-"), "-")
+		if pid, err := strconv.Atoi(owner); err == nil && syscall.Kill(pid, 0) == syscall.ESRCH {
 			os.RemoveAll(dir)
 		}
 	}
@@ -114,7 +113,7 @@ func sweep() {
 // yet, and is stopped and removed with the test.
 func New(tb testing.TB) *Cluster {
 	tb.Helper()
-	dir, err := os.MkdirTemp("", "gjallar-pg-")
+	dir, err := folder()
 	Need(tb, err)
 	tb.Cleanup(func() { os.RemoveAll(dir) })
 	c, err := Create(dir)
@@ -221,17 +220,32 @@ func (c *Cluster) wait() error {
 // Pid of the server.
 func (c *Cluster) Pid() int { return c.cmd.Process.Pid }
 
-// Kill ends the server and all its processes by SIGKILL. Run starts it again.
+// Kill ends the server and all its processes by SIGKILL, and returns when they are
+// gone. Run starts it again.
 func (c *Cluster) Kill() {
+	c.cmd.Process.Signal(syscall.SIGSTOP) // it must not start more while they are counted
 	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", c.Pid(), c.Pid()))
 	c.cmd.Process.Kill()
+	<-c.done
 	for _, f := range strings.Fields(string(children)) {
-		if pid, err := strconv.Atoi(f); err == nil {
-			syscall.Kill(pid, syscall.SIGKILL)
+		pid, err := strconv.Atoi(f)
+		if err != nil {
+			continue
+		}
+		syscall.Kill(pid, syscall.SIGKILL)
+		// While one of them holds the shared memory no other server starts.
+		for deadline := time.Now().Add(10 * time.Second); alive(pid) && time.Now().Before(deadline); {
+			time.Sleep(time.Millisecond)
 		}
 	}
-	<-c.done
 	os.Remove(filepath.Join(c.Dir, "postmaster.pid"))
+}
+
+// alive reports whether a process still holds anything: a zombie does not.
+func alive(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, state, _ := strings.Cut(string(b), ") ")
+	return err == nil && !strings.HasPrefix(state, "Z") && !strings.HasPrefix(state, "X")
 }
 
 // Stop ends the server in order.
