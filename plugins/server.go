@@ -331,7 +331,9 @@ func (s *server) close(ctx context.Context) error {
 	}
 	s.results.Close()
 	s.events.Finish()
-	_ = s.events.Idle(ctx) // what is unacknowledged then is refused:
+	if err := s.events.Idle(ctx); err != nil {
+		s.closeErr = errors.Join(s.closeErr, fmt.Errorf("events have no receipt: %w", err))
+	}
 	gone := backends.Receipt{Err: &backends.Refusal{Code: backends.RefusedUnavailable, Message: "the network is closed"}}
 	s.events.Fail(gone, gone)
 	s.cancel()

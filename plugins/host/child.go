@@ -32,11 +32,13 @@ const pipeDelay = time.Second
 //     handshake alone, standard error becomes log lines.
 type child struct {
 	cmd    *exec.Cmd
-	stdin  io.Closer
 	stdout *io.PipeReader
 	exited chan struct{} // closed when the process is dead and reaped
 	err    error         // how it ended; readable after exited is closed
-	once   sync.Once
+
+	mu     sync.Mutex
+	pid    int  // 0 before the start; guarded by mu
+	killed bool // even before the start; guarded by mu
 }
 
 // newChild prepares a child; env is what go-plugin wants it to have besides.
@@ -53,20 +55,25 @@ func newChild(argv, env []string, stderr io.Writer) (*child, error) {
 	cmd.Env = append(cmd.Env, env...)
 	cmd.WaitDelay = pipeDelay
 	ownGroup(cmd)
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
+	if _, err := cmd.StdinPipe(); err != nil { // open until Wait has returned, or we are dead
 		return nil, fmt.Errorf("pipe to plugin: %w", err)
 	}
 	r, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = &firstLine{to: w}, stderr
-	return &child{cmd: cmd, stdin: stdin, stdout: r, exited: make(chan struct{})}, nil
+	return &child{cmd: cmd, stdout: r, exited: make(chan struct{})}, nil
 }
 
 // Start implements runner.Runner.
 func (c *child) Start(context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.killed {
+		return errors.New("start plugin: killed before")
+	}
 	if err := c.cmd.Start(); err != nil {
 		return fmt.Errorf("start plugin: %w", err)
 	}
+	c.pid = c.cmd.Process.Pid
 	go func() { // ends with the process; Wait waits for it
 		c.err = c.cmd.Wait()
 		killGroup(c.cmd) // what it left behind
@@ -86,25 +93,22 @@ func (c *child) Wait(ctx context.Context) error {
 	}
 }
 
-// Kill implements runner.Runner. It is harmless when the child is dead.
+// Kill implements runner.Runner. It is harmless when the child is dead, and keeps
+// it from being started when it is not yet.
 func (c *child) Kill(context.Context) error {
-	if c.cmd.Process == nil {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.killed = true
+	if c.pid == 0 {
 		return nil
 	}
 	select {
 	case <-c.exited:
-		return nil
 	default:
-	}
-	killGroup(c.cmd)
-	if err := c.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("kill plugin: %w", err)
+		killGroup(c.cmd)
 	}
 	return nil
 }
-
-// hangUp ends the child's standard input, which asks it to end.
-func (c *child) hangUp() { c.once.Do(func() { _ = c.stdin.Close() }) }
 
 // Stdout implements runner.Runner.
 func (c *child) Stdout() io.ReadCloser { return c.stdout }
@@ -118,10 +122,12 @@ func (c *child) Name() string { return c.cmd.Path }
 
 // ID implements runner.Runner.
 func (c *child) ID() string {
-	if c.cmd.Process == nil {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pid == 0 {
 		return ""
 	}
-	return strconv.Itoa(c.cmd.Process.Pid)
+	return strconv.Itoa(c.pid)
 }
 
 // Diagnose implements runner.Runner.

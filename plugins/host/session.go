@@ -290,17 +290,16 @@ func (s *session) close(ctx context.Context) error {
 	calling, cancel := lessTime(ctx)
 	defer cancel()
 	_, err := s.process.rpc.Close(calling, &wire.CloseRequest{})
-	if err == nil {
-		select {
-		case <-s.drained:
-		case <-ctx.Done():
-		case <-s.done:
-		}
-		s.fail(errClosed)
-	} else {
+	select {
+	case <-s.drained:
+	case <-ctx.Done():
+	case <-s.done:
+	}
+	if err != nil {
 		err = fmt.Errorf("close network: %w", s.cause(err))
 		s.fail(err)
 	}
+	s.fail(errClosed)
 	<-s.done
 	return err
 }

@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
 	"os"
 	"testing"
 
@@ -21,32 +24,50 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func TestOneMessageCrosses(t *testing.T) {
-	p, err := host.New(host.Options{Name: "echo", Command: []string{os.Args[0]}, Env: []string{beEcho + "=1"}})
+// overTheWire returns echo as the runtime has it.
+func overTheWire(tb testing.TB) *host.Plugin {
+	p, err := host.New(host.Options{
+		Name: "echo", Command: []string{os.Args[0]}, Env: []string{beEcho + "=1", "GORACE=atexit_sleep_ms=0"},
+		Log: slog.New(slog.DiscardHandler),
+	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	defer p.Close(context.Background())
-	h := backendtest.NewHost(t)
-	n, err := p.Open(t.Context(), []byte(`{}`), h)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.WaitPhase(backends.Ready)
-	replies := make(chan backends.Result, 1)
-	err = n.Send(t.Context(), &backends.Command{
-		ID: "1", Chat: backends.ChatKey{Chat: "tea"}, Body: &backends.Message{Text: richtext.Plain("hello")},
-	}, func(r backends.Result) { replies <- r })
-	if err != nil {
-		t.Fatal(err)
-	}
-	if r := <-replies; r.Outcome != backends.Delivered || r.IDs[0] != "1" {
-		t.Errorf("result %+v", r)
-	}
-	if _, m := backendtest.NextBody[*backends.Message](h, nil); m.Text.Plain() != "hello" {
-		t.Errorf("echo %q", m.Text.Plain())
-	}
-	if err := n.Close(t.Context()); err != nil {
-		t.Error(err)
+	tb.Cleanup(func() {
+		if err := p.Close(context.Background()); err != nil {
+			tb.Error(err)
+		}
+	})
+	return p
+}
+
+func TestContract(t *testing.T) {
+	chat, alice := backends.ChatKey{Chat: "tea"}, backends.User{Account: "@alice:test", Name: "alice"}
+	for name, b := range map[string]backends.Backend{"in process": echo{}, "over the wire": overTheWire(t)} {
+		t.Run(name, func(t *testing.T) {
+			said := 0
+			backendtest.Run(t, backendtest.Case{
+				Backend: b,
+				Config:  func(testing.TB) json.RawMessage { return json.RawMessage(`{}`) },
+				Bad:     []json.RawMessage{json.RawMessage(`{"sugar": 2}`), json.RawMessage(`{`)},
+				Chat:    chat,
+				Sender:  alice,
+				Say: func(tb testing.TB, n backends.Network, text string) {
+					said++
+					cmd := &backends.Command{
+						ID: fmt.Sprint("said-", said), Chat: chat, Sender: alice, Body: &backends.Message{Text: richtext.Plain(text)},
+					}
+					_ = n.Send(context.Background(), cmd, func(backends.Result) {})
+				},
+				Heard: func(tb testing.TB, h *backendtest.Host, texts []string) {
+					for _, text := range texts {
+						if _, m := backendtest.NextBody[*backends.Message](h, nil); m.Text.Plain() != text {
+							tb.Errorf("heard %q, want %q", m.Text.Plain(), text)
+						}
+					}
+				},
+				Messages: 500,
+			})
+		})
 	}
 }
