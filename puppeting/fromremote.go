@@ -204,10 +204,10 @@ func (p *portal) commit(it inItem, out outcome, commits *sync.WaitGroup) {
 		for _, m := range out.mappings {
 			m.queue(tx)
 		}
-		if out.mark.ID == "" {
-			return nil
+		if out.mark.ID != "" {
+			queueMark(tx, p.key, out.mark)
 		}
-		return p.storeLast(tx, out.mark)
+		return nil
 	})
 	commits.Go(func() {
 		if err := wait(); err != nil {
@@ -422,8 +422,7 @@ func (p *portal) sendPieces(ctx context.Context, rm *room, intent *appservice.In
 		}
 	}
 	if m.kind == messageMapping && ev.ID != "" && !ev.Time.IsZero() {
-		out.mark = backends.Mark{ID: ev.ID, Time: ev.Time}
-		p.advance(out.mark)
+		out.mark = p.advance(backends.Mark{ID: ev.ID, Time: ev.Time})
 	}
 	return out, nil
 }

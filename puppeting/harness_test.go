@@ -29,14 +29,15 @@ const patience = 20 * time.Second
 
 // world is a homeserver, a bridge with networks that the test plays, and people.
 type world struct {
-	tb   testing.TB
-	hs   *hstest.Server
-	reg  *appservice.Registration
-	web  *httptest.Server
-	app  atomic.Pointer[http.Handler] // of the bridge that runs
-	dsn  string
-	nets []*fakeNet
-	opts Options
+	tb     testing.TB
+	hs     *hstest.Server
+	reg    *appservice.Registration
+	web    *httptest.Server
+	app    atomic.Pointer[http.Handler] // of the bridge that runs
+	dsn    string
+	inside bool // as in one process: one database, no sockets towards the homeserver
+	nets   []*fakeNet
+	opts   Options
 
 	bridge *Bridge
 	db     *sqldb.DB
@@ -44,9 +45,11 @@ type world struct {
 }
 
 // newWorld starts it all. Each network is Ready at once.
-func newWorld(tb testing.TB, nets ...*fakeNet) *world {
+func newWorld(tb testing.TB, nets ...*fakeNet) *world { return makeWorld(tb, false, nets) }
+
+func makeWorld(tb testing.TB, inside bool, nets []*fakeNet) *world {
 	tb.Helper()
-	w := &world{tb: tb, hs: hstest.Start(tb), nets: nets, dsn: "sqlite:" + filepath.Join(tb.TempDir(), "bridge.db")}
+	w := &world{tb: tb, inside: inside, hs: hstest.Start(tb), nets: nets, dsn: "sqlite:" + filepath.Join(tb.TempDir(), "bridge.db")}
 	w.web = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if h := w.app.Load(); h != nil {
 			(*h).ServeHTTP(rw, r)
@@ -92,7 +95,11 @@ func (w *world) start() {
 	}
 	o := w.opts
 	o.DB = db
-	o.Client = appservice.New(appservice.Options{HomeserverURL: w.hs.URL, Registration: w.reg, ServerName: "test"})
+	ao := appservice.Options{HomeserverURL: w.hs.URL, Registration: w.reg, ServerName: "test"}
+	if w.inside {
+		o.DB, ao.Transport = w.hs.DB, inMemory{w.hs.Handler()}
+	}
+	o.Client = appservice.New(ao)
 	for _, n := range w.nets {
 		o.Networks = append(o.Networks, NetworkOptions{Name: n.name, Backend: n})
 	}
@@ -128,6 +135,18 @@ func (w *world) stop() { w.end() }
 func (w *world) restart() {
 	w.stop()
 	w.start()
+}
+
+// inMemory calls a handler.
+type inMemory struct{ http.Handler }
+
+func (t inMemory) RoundTrip(r *http.Request) (*http.Response, error) {
+	rec := httptest.NewRecorder()
+	if r.Body == nil {
+		r.Body = http.NoBody
+	}
+	t.ServeHTTP(rec, r)
+	return rec.Result(), nil
 }
 
 // portal joins the room of a chat's alias as a user, which makes it.

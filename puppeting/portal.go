@@ -9,7 +9,6 @@ import (
 	"github.com/gjallar-im/gjallar/appservice"
 	"github.com/gjallar-im/gjallar/backends"
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
-	"github.com/gjallar-im/gjallar/homeserver/sqldb"
 )
 
 // portal is a chat of a network, and the room that stands for it if there is one.
@@ -139,20 +138,14 @@ func (p *portal) resume() *backends.Mark {
 	return &m
 }
 
-// advance notes the newest message, in memory.
-func (p *portal) advance(m backends.Mark) {
+// advance notes a message and returns the newest.
+func (p *portal) advance(m backends.Mark) backends.Mark {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if m.ID != "" && !m.Time.Before(p.last.Time) {
+	if !m.Time.Before(p.last.Time) {
 		p.last = m
 	}
-}
-
-// storeLast writes the newest message within the transaction that maps it.
-func (p *portal) storeLast(tx *sqldb.Tx, m backends.Mark) error {
-	_, err := tx.Exec(`UPDATE bridge_portal SET last_id = $1, last_ts = $2 WHERE network = $3 AND chat = $4 AND account = $5 AND last_ts <= $2`,
-		string(m.ID), m.Time.UnixMilli(), p.key.network, string(p.key.chat), string(p.key.account))
-	return err
+	return p.last
 }
 
 // mapCache holds the newest rows of the message map of a portal, also those that are

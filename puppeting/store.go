@@ -69,7 +69,8 @@ func loadPortals(ctx context.Context, db *sqldb.DB) ([]portalRow, error) {
 		}
 		out = append(out, r)
 		return err
-	}, `SELECT network, chat, account, room_id, kind, agent, last_id, last_ts FROM bridge_portal`)
+	}, `SELECT p.network, p.chat, p.account, p.room_id, p.kind, p.agent, COALESCE(m.message_id, ''), COALESCE(m.ts, 0)
+		FROM bridge_portal AS p LEFT JOIN bridge_mark AS m ON m.network = p.network AND m.chat = p.chat AND m.account = p.account`)
 	if err != nil {
 		return nil, fmt.Errorf("load portals: %w", err)
 	}
@@ -77,8 +78,8 @@ func loadPortals(ctx context.Context, db *sqldb.DB) ([]portalRow, error) {
 }
 
 func putPortal(tx *sqldb.Tx, r portalRow) error {
-	_, err := tx.Exec(`INSERT INTO bridge_portal (network, chat, account, room_id, kind, agent, last_id, last_ts)
-		VALUES ($1, $2, $3, $4, $5, $6, '', 0)
+	_, err := tx.Exec(`INSERT INTO bridge_portal (network, chat, account, room_id, kind, agent)
+		VALUES ($1, $2, $3, $4, $5, $6)
 		ON CONFLICT (network, chat, account) DO UPDATE SET room_id = excluded.room_id, kind = excluded.kind, agent = excluded.agent`,
 		r.network, r.chat, r.account, r.room, r.kind, r.agent)
 	return err
@@ -91,6 +92,17 @@ func deletePortal(tx *sqldb.Tx, k portalKey) error {
 		}
 	}
 	return nil
+}
+
+var insertMark = &sqldb.Insert{
+	Table: "bridge_mark", Columns: []string{"network", "chat", "account", "message_id", "ts"},
+	Conflict: "ON CONFLICT (network, chat, account) DO UPDATE SET message_id = excluded.message_id, ts = excluded.ts WHERE excluded.ts >= bridge_mark.ts",
+}
+
+// queueMark notes the newest message of a chat.
+func queueMark(tx *sqldb.Tx, k portalKey, m backends.Mark) {
+	key := k.network + "\x00" + string(k.chat) + "\x00" + string(k.account)
+	tx.QueueLast(insertMark, key, k.network, string(k.chat), string(k.account), string(m.ID), m.Time.UnixMilli())
 }
 
 // mapping is a row of bridge_message.

@@ -6,11 +6,18 @@ CREATE TABLE bridge_portal (
 	room_id TEXT NOT NULL,
 	kind TEXT NOT NULL,            -- 'chat', 'direct', 'gateway'
 	agent TEXT NOT NULL,           -- the user of ours that reads the room
-	last_id TEXT NOT NULL,         -- the newest remote message we hold
-	last_ts BIGINT NOT NULL,       -- and its time, ms
 	PRIMARY KEY (network, chat, account)
 );
-CREATE INDEX bridge_portal_room ON bridge_portal (room_id);
+
+-- The newest message of each chat that came from its network.
+CREATE TABLE bridge_mark (
+	network TEXT NOT NULL,
+	chat TEXT NOT NULL,
+	account TEXT NOT NULL,
+	message_id TEXT NOT NULL,
+	ts BIGINT NOT NULL,            -- ms
+	PRIMARY KEY (network, chat, account)
+);
 
 -- Events on their way to a network, in the order of seq.
 CREATE TABLE bridge_outbox (
