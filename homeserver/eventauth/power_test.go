@@ -38,6 +38,14 @@ func TestReadingLevels(t *testing.T) {
 	}
 }
 
+func TestLevelsAsText(t *testing.T) {
+	for l, want := range map[Level]string{0: "0", -5: "-5", Infinite: "infinite", Infinite - 1: "9223372036854775806"} {
+		if got := l.String(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 func TestLevelsOf(t *testing.T) {
 	for _, v := range roomversion.All() {
 		t.Run("version "+string(v.Version), func(t *testing.T) {

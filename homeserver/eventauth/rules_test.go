@@ -169,6 +169,7 @@ var rules = []struct {
 	{"8", "state by the creator without power levels", "none levels", `topic alice {}`, "all", ""},
 	{"8", "state by another without power levels", "none levels", `topic bob {}`, "none", ""},
 	{"8", "state by an additional creator without power levels", "none levels\ncreate alice {\"additional_creators\":[\"$bob\"]}", `topic bob {}`, "12", ""},
+	{"8", "state by who is called almost as an additional creator", "none levels\ncreate alice {\"additional_creators\":[\"@bub:b\"]}", `topic bob {}`, "none", ""},
 	{"8", "state by the creator, who power levels leave out", `levels alice {"users":{"$bob":50}}`, `topic alice {}`, "12", ""},
 	{"8", "state by the creator that needs the greatest level", `levels alice {"events":{"m.room.topic":9007199254740991},"users":{"$alice":100}}`, `topic alice {}`, "12", ""},
 	{"8", "who content.creator names has power without power levels", "none levels\ncreate alice {\"creator\":\"$bob\"}", `topic bob {}`, "1-10", ""},
