@@ -18,6 +18,7 @@ import (
 func (a *api) otherRoutes() []route {
 	return slices.Concat(a.keyRoutes(), a.toDeviceRoutes(), a.presenceRoutes(), a.pushRoutes(), a.mediaRoutes(), a.backupRoutes(),
 		a.thirdPartyRoutes(), a.adminRoutes(), a.relationRoutes(), a.spaceRoutes(), []route{
+			{"POST", "/v3/search", user, (*api).postSearch},
 			{"GET", "/v3/voip/turnServer", user, (*api).getTurnServer},
 			{"POST", "/v3/user/{userID}/openid/request_token", user, (*api).postOpenIDToken},
 			{"GET", "/_matrix/federation/v1/openid/userinfo", anyone, (*api).getOpenIDUser},

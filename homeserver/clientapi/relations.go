@@ -61,7 +61,7 @@ func (a *api) getRelations(r *request) (any, error) {
 	if q.Depth > 1 {
 		out["recursion_depth"] = q.Depth
 	}
-	out["chunk"], err = a.clientEvents(r.Context(), r, list, false)
+	out["chunk"], err = a.timelineEvents(r.Context(), r, v, list, false)
 	return out, err
 }
 
@@ -160,7 +160,7 @@ func (a *api) threadRoots(r *request, v *viewer, threads []store.Thread) ([]matr
 		if len(pair) < 2 {
 			continue
 		}
-		printed, err := a.clientEvents(r.Context(), r, pair, false)
+		printed, err := a.timelineEvents(r.Context(), r, v, pair, false)
 		if err != nil {
 			return nil, err
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
+	"github.com/gjallar-im/gjallar/homeserver/sqldb"
 )
 
 // RelationQuery says which events that relate to one are wanted.
@@ -80,4 +81,23 @@ func (s *Store) EventsNear(ctx context.Context, room matrix.RoomID, ts int64, ba
 	}
 	return s.events(ctx, `SELECT `+eventColumns+` FROM event WHERE room_id = $1 AND origin_server_ts `+compare+` $2
 		ORDER BY origin_server_ts `+order+`, pos `+order+` LIMIT $3 OFFSET $4`, room, ts, limit, skip)
+}
+
+// SearchEvents returns the messages, names and topics of some rooms with
+// from < pos ≤ to, newest first, at most limit, whose JSON has all of these texts;
+// capitals do not matter. It may return some more.
+func (s *Store) SearchEvents(ctx context.Context, rooms []matrix.RoomID, texts []string, from, to Pos, limit int) ([]*Event, error) {
+	query := `SELECT ` + eventColumns + ` FROM event WHERE type IN ('m.room.message', 'm.room.name', 'm.room.topic') AND pos > $1 AND pos <= $2`
+	args := []any{from, to}
+	for _, t := range texts {
+		args = append(args, "%"+likeEscape.Replace(t)+"%")
+		query += fmt.Sprintf(` AND lower(json) LIKE $%d ESCAPE '\'`, len(args))
+	}
+	query += ` AND room_id IN ` + sqldb.In(len(args)+1, len(rooms))
+	args = append(args, sqldb.Args(rooms)...)
+	list, err := s.events(ctx, query+fmt.Sprintf(` ORDER BY pos DESC LIMIT $%d`, len(args)+1), append(args, limit)...)
+	if err != nil {
+		return nil, fmt.Errorf("search: %w", err)
+	}
+	return list, nil
 }

@@ -16,10 +16,13 @@ type DirectoryUser struct {
 	AvatarURL   json.RawMessage `json:"avatar_url,omitempty"`
 }
 
+// likeEscape takes its meaning from what LIKE gives one to.
+var likeEscape = strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`)
+
 // SearchUsers returns at most limit users whose localpart or display name contains
 // a text, of those that a user shares a room with or who are in public rooms.
 func (s *Store) SearchUsers(ctx context.Context, user matrix.UserID, text string, limit int) (out []DirectoryUser, err error) {
-	pattern := strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(strings.ToLower(text))
+	pattern := likeEscape.Replace(strings.ToLower(text))
 	id := `%` + pattern + `%:%`
 	if strings.HasPrefix(text, "@") {
 		id = pattern + `%`
