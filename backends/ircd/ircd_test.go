@@ -26,7 +26,7 @@ func TestAMessageCrossesBothWays(t *testing.T) {
 	bob := l.guest("Bob", "")
 	bob.do("JOIN #Tea",
 		":Bob!guest@localhost JOIN #tea",
-		":localhost 332 Bob #tea Darjeeling",
+		":localhost 332 Bob #tea :Darjeeling",
 		":localhost 353 Bob = #tea :@alice Bob",
 		":localhost 366 Bob #tea :End of /NAMES list")
 	bob.do("PRIVMSG #tea :hello, \x02world")
@@ -44,7 +44,7 @@ func TestAMessageCrossesBothWays(t *testing.T) {
 	if res.Outcome != backends.Delivered || len(res.IDs) != 1 || res.IDs[0] != "$2" {
 		t.Errorf("result %+v", res)
 	}
-	bob.got(":alice!alice@localhost PRIVMSG #tea welcome")
+	bob.got(":alice!alice@localhost PRIVMSG #tea :welcome")
 }
 
 func TestOtherClientsSeeAGuest(t *testing.T) {
@@ -61,9 +61,9 @@ func TestOtherClientsSeeAGuest(t *testing.T) {
 	bob.do("PRIVMSG #tea :one")
 	ev, _ := backendtest.NextBody[*backends.Message](l.host, nil)
 	l.reflect(ev)
-	dan.got(":bob!guest@localhost PRIVMSG #tea one")
-	bob.do("NICK Robert", ":bob!guest@localhost NICK Robert")
-	dan.got(":bob!guest@localhost NICK Robert")
+	dan.got(":bob!guest@localhost PRIVMSG #tea :one")
+	bob.do("NICK Robert", ":bob!guest@localhost NICK :Robert")
+	dan.got(":bob!guest@localhost NICK :Robert")
 	pev, profile := backendtest.NextBody[*backends.Profile](l.host, nil)
 	if pev.Chat.Chat != "#tea" || profile.User.ID != "bob" || profile.User.Name != "Robert" || profile.Was != "" {
 		t.Errorf("profile %+v in %+v", profile, pev)

@@ -41,7 +41,7 @@ func TestRegistration(t *testing.T) {
 		{name: "an unknown capability refuses all", in: []string{"CAP REQ :batch nope", "CAP LIST"},
 			want: []string{":localhost CAP * NAK :batch nope", ":localhost CAP * LIST "}},
 		{name: "capabilities on and off", in: []string{"CAP REQ :batch echo-message", "CAP REQ -batch", "CAP LIST", "CAP DANCE"},
-			want: []string{":localhost CAP * ACK :batch echo-message", ":localhost CAP * ACK -batch", ":localhost CAP * LIST echo-message", ":localhost 410 * DANCE *"}},
+			want: []string{":localhost CAP * ACK :batch echo-message", ":localhost CAP * ACK :-batch", ":localhost CAP * LIST :echo-message", ":localhost 410 * DANCE *"}},
 		{name: "password of the account that NICK names", in: []string{"PASS secret", "NICK alice", "USER x 0 * :x"},
 			want: []string{":localhost 900 * alice!alice@localhost @alice:localhost *", ":localhost 001 alice *"}},
 		{name: "password of the account that USER names; its nick counts", in: []string{"PASS secret", "NICK ally", "USER alice 0 * :x"},
@@ -55,17 +55,17 @@ func TestRegistration(t *testing.T) {
 		{name: "wrong password", in: []string{"PASS wrong", "NICK alice", "USER alice 0 * :x"}, ends: true,
 			want: []string{":localhost 464 * :Wrong*", "ERROR *"}},
 		{name: "SASL", in: []string{"CAP REQ sasl", "AUTHENTICATE PLAIN", "AUTHENTICATE " + plain("alice", "secret"), "NICK a", "USER x 0 * :x", "CAP END"},
-			want: []string{":localhost CAP * ACK sasl", ":localhost AUTHENTICATE +", ":localhost 900 * alice!alice@localhost @alice:localhost *", ":localhost 903 *", ":localhost 001 alice *"}},
+			want: []string{":localhost CAP * ACK :sasl", ":localhost AUTHENTICATE +", ":localhost 900 * alice!alice@localhost @alice:localhost *", ":localhost 903 *", ":localhost 001 alice *"}},
 		{name: "SASL without the capability", in: []string{"AUTHENTICATE PLAIN"}, want: []string{":localhost 904 *"}},
 		{name: "SASL refuses and can be tried again", in: []string{"CAP REQ sasl", "AUTHENTICATE EXTERNAL", "AUTHENTICATE plain", "AUTHENTICATE !!!", "AUTHENTICATE PLAIN", "AUTHENTICATE *",
 			"AUTHENTICATE PLAIN", "AUTHENTICATE " + plain("alice", "no"), "AUTHENTICATE PLAIN", "AUTHENTICATE " + plain("alice", "secret"), "AUTHENTICATE PLAIN"},
-			want: []string{":localhost CAP * ACK sasl", ":localhost 908 * PLAIN *", ":localhost 904 *", ":localhost AUTHENTICATE +", ":localhost 904 *", ":localhost AUTHENTICATE +", ":localhost 906 *",
+			want: []string{":localhost CAP * ACK :sasl", ":localhost 908 * PLAIN *", ":localhost 904 *", ":localhost AUTHENTICATE +", ":localhost 904 *", ":localhost AUTHENTICATE +", ":localhost 906 *",
 				":localhost AUTHENTICATE +", ":localhost 904 *", ":localhost AUTHENTICATE +", ":localhost 900 *", ":localhost 903 *", ":localhost 907 *"}},
 		{name: "SASL response without end", in: append([]string{"CAP REQ sasl", "AUTHENTICATE PLAIN"}, strings.Split(strings.Repeat("AUTHENTICATE "+long+"\n", 11), "\n")[:11]...),
-			want: []string{":localhost CAP * ACK sasl", ":localhost AUTHENTICATE +", ":localhost 905 *"}},
+			want: []string{":localhost CAP * ACK :sasl", ":localhost AUTHENTICATE +", ":localhost 905 *"}},
 		{name: "three wrong passwords end it", in: []string{"CAP REQ sasl", "AUTHENTICATE PLAIN", "AUTHENTICATE " + plain("alice", "1"),
 			"AUTHENTICATE PLAIN", "AUTHENTICATE " + plain("alice", "2"), "AUTHENTICATE PLAIN", "AUTHENTICATE " + plain("alice", "3")}, ends: true,
-			want: []string{":localhost CAP * ACK sasl", ":localhost AUTHENTICATE +", ":localhost 904 *", ":localhost AUTHENTICATE +", ":localhost 904 *", ":localhost AUTHENTICATE +", ":localhost 904 *", "ERROR *"}},
+			want: []string{":localhost CAP * ACK :sasl", ":localhost AUTHENTICATE +", ":localhost 904 *", ":localhost AUTHENTICATE +", ":localhost 904 *", ":localhost AUTHENTICATE +", ":localhost 904 *", "ERROR *"}},
 		{name: "no guests", config: `"guests": "never"`, in: []string{"NICK bob", "USER bob 0 * :x"}, ends: true,
 			want: []string{":localhost 464 *", "ERROR *"}},
 		{name: "no guests, but accounts", config: `"guests": "never"`, in: []string{"PASS secret", "NICK alice", "USER x 0 * :x"},
@@ -125,7 +125,7 @@ func TestAccountsKeepTheirNick(t *testing.T) {
 	bob := l.guest("bob", "")
 	bob.do("JOIN #tea", ":bob!guest@localhost JOIN #tea", "*353 bob = #tea :alice bob", "*366*")
 	a1 := l.account("alice", "secret", "")
-	bob.got(":alice!alice@far.example NICK alice|far")
+	bob.got(":alice!alice@far.example NICK :alice|far")
 	a1.do("NICK ally", ":localhost 447 alice ally :Your nickname is your account's: alice")
 	a1.write("JOIN #tea")
 	a1.sync()
@@ -140,8 +140,8 @@ func TestAccountsKeepTheirNick(t *testing.T) {
 	}
 	l.reflect(ev)
 	a1.got()
-	a2.got(":alice!alice@localhost PRIVMSG #tea hi")
-	bob.got(":alice!alice@localhost PRIVMSG #tea hi") // and no second JOIN before it
+	a2.got(":alice!alice@localhost PRIVMSG #tea :hi")
+	bob.got(":alice!alice@localhost PRIVMSG #tea :hi") // and no second JOIN before it
 }
 
 func TestQuitOfAnAccountLeavesNoRoom(t *testing.T) {
@@ -150,7 +150,7 @@ func TestQuitOfAnAccountLeavesNoRoom(t *testing.T) {
 	a := l.account("alice", "secret", "")
 	a.write("JOIN #tea,#coffee")
 	a.sync()
-	a.do("PART #coffee :enough", ":alice!alice@localhost PART #coffee enough")
+	a.do("PART #coffee :enough", ":alice!alice@localhost PART #coffee :enough")
 	a.write("QUIT")
 	a.rest()
 	l.close()

@@ -85,7 +85,7 @@ func TestCapitalsOfAnAliasAreFound(t *testing.T) {
 	l := start(t, `"create": false`)
 	l.host.FakeRooms().AddRoom(backends.RoomSummary{Room: backends.RoomName{Alias: "TWIM"}, Topic: "week"})
 	bob := l.guest("bob", "draft/no-implicit-names")
-	bob.do("JOIN #TWIM", ":bob!guest@localhost JOIN #twim", ":localhost 332 bob #twim week")
+	bob.do("JOIN #TWIM", ":bob!guest@localhost JOIN #twim", ":localhost 332 bob #twim :week")
 	bob.do("JOIN #tea", ":localhost 403 bob #tea *")
 }
 
@@ -107,11 +107,11 @@ func TestTheRoomsLifeIsShown(t *testing.T) {
 	}{
 		{"formatting", alice, &backends.Message{Text: richtext.Doc{{Kind: richtext.Bold, Children: richtext.Plain("b")}, {Kind: richtext.Text, Text: " and "}, {Kind: richtext.Mention, User: "bob", Children: richtext.Plain("Bobby")}}},
 			[]string{"@msgid=$* :alice!alice@localhost PRIVMSG #tea :\x02b\x0f and bob"}},
-		{"two lines", alice, said("one\ntwo"), []string{"@msgid=$2 :alice!alice@localhost PRIVMSG #tea one", "@msgid=$2/2 :alice!alice@localhost PRIVMSG #tea two"}},
+		{"two lines", alice, said("one\ntwo"), []string{"@msgid=$2 :alice!alice@localhost PRIVMSG #tea :one", "@msgid=$2/2 :alice!alice@localhost PRIVMSG #tea :two"}},
 		{"emote", alice, &backends.Message{Kind: backends.Emote, Text: richtext.Plain("waves")}, []string{"* PRIVMSG #tea :\x01ACTION waves\x01"}},
-		{"notice", robo, &backends.Message{Kind: backends.Notice, Text: richtext.Plain("beep")}, []string{"* :robo!robo@localhost NOTICE #tea beep"}},
+		{"notice", robo, &backends.Message{Kind: backends.Notice, Text: richtext.Plain("beep")}, []string{"* :robo!robo@localhost NOTICE #tea :beep"}},
 		{"long message", alice, said(long), []string{"* PRIVMSG #tea :wörd *", "* PRIVMSG #tea :wörd *"}},
-		{"injection", alice, said("a\r\nQUIT :x\x00\x01"), []string{"* PRIVMSG #tea a", "* PRIVMSG #tea :QUIT :x"}},
+		{"injection", alice, said("a\r\nQUIT :x\x00\x01"), []string{"* PRIVMSG #tea :a", "* PRIVMSG #tea :QUIT :x"}},
 		{"typing", alice, &backends.Typing{On: true}, []string{"@+typing=active :alice!alice@localhost TAGMSG #tea"}},
 		{"topic", alice, &backends.ChatInfo{Topic: &topic}, []string{":alice!alice@localhost TOPIC #tea :Darjeeling and more"}},
 		{"topic again", alice, &backends.ChatInfo{Topic: &topic}, nil},
@@ -123,7 +123,7 @@ func TestTheRoomsLifeIsShown(t *testing.T) {
 		{"demotion", alice, &backends.RoleChange{User: robo, Role: backends.Participant}, []string{":alice!alice@localhost MODE #tea -o robo"}},
 		{"leave", robo, &backends.Member{Action: backends.Left, User: robo, Reason: "bye\r\nnow"}, []string{":robo!robo@localhost PART #tea :bye now"}},
 		{"leave again", robo, &backends.Member{Action: backends.Left, User: robo}, nil},
-		{"ban", alice, &backends.Member{Action: backends.Banned, User: carol, Reason: "spam"}, []string{":alice!alice@localhost KICK #tea carol spam"}},
+		{"ban", alice, &backends.Member{Action: backends.Banned, User: carol, Reason: "spam"}, []string{":alice!alice@localhost KICK #tea carol :spam"}},
 		{"invitation of someone who is not here", alice, &backends.Member{Action: backends.Invited, User: carol}, nil},
 		{"whole list", alice, &backends.Members{Members: []backends.Member{joined(alice, backends.Admin), joined(backends.User{ID: "bob"}, 0), joined(robo, 0)}},
 			[]string{":robo!robo@localhost JOIN #tea *", ":carol|near!carol@near.example PART #tea"}},
@@ -146,10 +146,10 @@ func TestTheRoomsLifeIsShown(t *testing.T) {
 		t.Errorf("a chat without clients: %+v", res)
 	}
 	l.show("#tea", alice, &backends.Member{Action: backends.Invited, User: backends.User{ID: "dan"}})
-	dan.got(":alice!alice@localhost INVITE dan #tea")
+	dan.got(":alice!alice@localhost INVITE dan :#tea")
 	bob.got()
 	l.show("#tea", alice, &backends.Member{Action: backends.Kicked, User: backends.User{ID: "bob"}, Reason: "out"})
-	bob.got(":alice!alice@localhost KICK #tea bob out")
+	bob.got(":alice!alice@localhost KICK #tea bob :out")
 	bob.do("PRIVMSG #tea :hi", ":localhost 404 bob #tea *")
 	bob.do("JOIN #tea", ":bob!guest@localhost JOIN #tea * bob")
 	// What tells of the former stay does not end this one.
@@ -196,13 +196,13 @@ func TestEchoAndLabels(t *testing.T) {
 	echo.do("@label=one PRIVMSG #tea :hi") // the echo comes when the room has it
 	ev, _ := backendtest.NextBody[*backends.Message](l.host, nil)
 	l.reflect(ev)
-	echo.got("@label=one;msgid=" + string(ev.ID) + " :echo!guest@localhost PRIVMSG #tea hi")
-	ack.got(":echo!guest@localhost PRIVMSG #tea hi")
+	echo.got("@label=one;msgid=" + string(ev.ID) + " :echo!guest@localhost PRIVMSG #tea :hi")
+	ack.got(":echo!guest@localhost PRIVMSG #tea :hi")
 	ack.do("@label=two PRIVMSG #tea :hi", "@label=two :localhost ACK")
 	ev, _ = backendtest.NextBody[*backends.Message](l.host, nil)
 	l.reflect(ev)
 	ack.got()
-	echo.got("@msgid=* :ack!guest@localhost PRIVMSG #tea hi")
+	echo.got("@msgid=* :ack!guest@localhost PRIVMSG #tea :hi")
 	ack.do("@label=three JOIN #tea", "@label=three :localhost ACK")
 	ack.do("@label=four NICK", "@label=four :localhost 431 ack *")
 	ack.do("@label=five TIME", "@label=five :localhost 391 *")
@@ -212,8 +212,8 @@ func TestEchoAndLabels(t *testing.T) {
 		return backends.Receipt{Err: &backends.Refusal{Message: "no"}}
 	})
 	echo.do("@label=seven PRIVMSG #tea :hi", "@label=seven :localhost 404 echo #tea *", ":localhost NOTICE echo *")
-	echo.do("@label=eight PRIVMSG ack :psst", "@label=eight;msgid=* :echo!guest@localhost PRIVMSG ack psst")
-	ack.got(":echo!guest@localhost PRIVMSG ack psst")
+	echo.do("@label=eight PRIVMSG ack :psst", "@label=eight;msgid=* :echo!guest@localhost PRIVMSG ack :psst")
+	ack.got(":echo!guest@localhost PRIVMSG ack :psst")
 }
 
 func TestRefusalAfterADelayKeepsItsLabel(t *testing.T) {
@@ -324,7 +324,7 @@ func TestQueries(t *testing.T) {
 		{"LIST coffee", []string{"* 321 *", "* 323 *"}},
 		{"NAMES #tea", []string{":localhost 353 bob = #tea :@alice bob robo", ":localhost 366 bob #tea *"}},
 		{"NAMES #other", []string{":localhost 366 bob #other *"}},
-		{"TOPIC #tea", []string{":localhost 332 bob #tea Darjeeling"}},
+		{"TOPIC #tea", []string{":localhost 332 bob #tea :Darjeeling"}},
 		{"MODE #tea", []string{":localhost 324 bob #tea +nt"}},
 		{"MODE #tea b", []string{":localhost 368 bob #tea *"}},
 		{"MODE #tea +b *!*@*", []string{":localhost 472 bob b *"}},
@@ -336,15 +336,15 @@ func TestQueries(t *testing.T) {
 		{"WHO alice", []string{":localhost 352 bob * alice localhost localhost alice H :0 Alice", ":localhost 315 bob alice *"}},
 		{"WHO alice %tcuhnfar,42", []string{":localhost 354 bob 42 * alice localhost alice H @alice:localhost Alice", ":localhost 315 bob alice *"}},
 		{"WHO #elsewhere", []string{":localhost 315 bob #elsewhere *"}},
-		{"WHOIS alice", []string{":localhost 311 bob alice alice localhost * Alice", ":localhost 319 bob alice @#tea", ":localhost 312 bob alice localhost Matrix", ":localhost 330 bob alice @alice:localhost *", ":localhost 318 bob alice *"}},
+		{"WHOIS alice", []string{":localhost 311 bob alice alice localhost * :Alice", ":localhost 319 bob alice :@#tea", ":localhost 312 bob alice localhost :Matrix", ":localhost 330 bob alice @alice:localhost *", ":localhost 318 bob alice *"}},
 		{"WHOIS robo", []string{"* 311 *", "* 319 *", "* 312 *", "* 330 *", ":localhost 335 bob robo *", "* 318 *"}},
-		{"WHOIS dan", []string{":localhost 311 bob dan guest localhost * dan", ":localhost 312 bob dan localhost :Gjallar, by IRC", ":localhost 301 bob dan lunch", ":localhost 317 bob dan 0 * *", ":localhost 318 bob dan *"}},
-		{"WHOIS zoe@localhost", []string{":localhost 311 bob zoe zoe localhost * Zoe", "* 312 *", "* 330 *", "* 318 *"}},
+		{"WHOIS dan", []string{":localhost 311 bob dan guest localhost * :dan", ":localhost 312 bob dan localhost :Gjallar, by IRC", ":localhost 301 bob dan :lunch", ":localhost 317 bob dan 0 * *", ":localhost 318 bob dan *"}},
+		{"WHOIS zoe@localhost", []string{":localhost 311 bob zoe zoe localhost * :Zoe", "* 312 *", "* 330 *", "* 318 *"}},
 		{"WHOIS nobody", []string{":localhost 401 bob nobody *", ":localhost 318 bob nobody *"}},
 		{"WHOWAS nobody", []string{":localhost 406 bob nobody *", ":localhost 369 bob nobody *"}},
 		{"ISON alice nobody dan", []string{":localhost 303 bob :alice dan"}},
 		{"USERHOST dan alice", []string{":localhost 302 bob :dan=-guest@localhost alice=+alice@localhost"}},
-		{"PRIVMSG dan :psst", []string{":localhost 301 bob dan lunch"}},
+		{"PRIVMSG dan :psst", []string{":localhost 301 bob dan :lunch"}},
 		{"PRIVMSG alice :psst", []string{":localhost 401 bob alice :Not delivered: *"}},
 		{"PRIVMSG a,b,c,d,e :hi", []string{":localhost 407 bob *"}},
 		{"PRIVMSG", []string{":localhost 411 bob *"}},
@@ -364,7 +364,7 @@ func TestQueries(t *testing.T) {
 			bob.do(tt.line, tt.want...)
 		})
 	}
-	dan.got(":bob!guest@localhost PRIVMSG dan psst")
+	dan.got(":bob!guest@localhost PRIVMSG dan :psst")
 }
 
 func TestEncryptedRoomsSaySo(t *testing.T) {
@@ -420,7 +420,7 @@ func TestLeftoversOfACrashLeaveTheirRooms(t *testing.T) {
 	}
 	l := startWith(t, host, "")
 	dan := l.guest("dan", "")
-	dan.do("JOIN #tea", "*", ":localhost 353 dan = #tea dan", "*")
+	dan.do("JOIN #tea", "*", ":localhost 353 dan = #tea :dan", "*")
 	records, _ := host.Store().Scan(t.Context(), recordPrefix)
 	if len(records) != 1 { // dan's
 		t.Errorf("records %v", records)

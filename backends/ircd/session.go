@@ -1,11 +1,13 @@
 package ircd
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -241,16 +243,44 @@ func (s *session) nextID() backends.MessageID {
 func compose(m *irc.Message) []byte {
 	b, err := ircmsg.Append(nil, m)
 	if err == nil && utf8.Valid(b) {
-		return b
+		return withColon(b, m)
 	}
 	m = mend(m)
 	if b, err = ircmsg.Append(nil, m); err == nil {
-		return b
+		return withColon(b, m)
 	}
 	if b, err = cutToFit(m); err == nil {
-		return b
+		return withColon(b, m)
 	}
 	return []byte("NOTICE * :A line could not be written\r\n")
+}
+
+// texts are the commands whose last parameter is a text, with the number of
+// parameters from which on it is. It gets its colon even if it is a single word:
+// grammar does not ask for it, but simple clients (ii) do.
+var texts = map[string]int{
+	"PRIVMSG": 2, "NOTICE": 2, "TOPIC": 2, "PART": 2, "KICK": 3, "QUIT": 1, "NICK": 1, "AWAY": 1, "ERROR": 1, "INVITE": 2, "CAP": 3,
+	irc.RPL_USERHOST: 2, irc.RPL_ISON: 2, irc.RPL_AWAY: 3, irc.RPL_WHOISUSER: 6, irc.RPL_WHOISSERVER: 4, irc.RPL_WHOISCHANNELS: 3,
+	irc.RPL_LIST: 4, irc.RPL_TOPIC: 3, irc.RPL_NAMREPLY: 4, irc.RPL_MOTD: 2,
+}
+
+// withColon puts a colon before the last parameter of b, the line of m, if it is
+// a text.
+func withColon(b []byte, m *irc.Message) []byte {
+	least := texts[m.Command]
+	if least == 0 || len(m.Params) < least {
+		return b
+	}
+	last := m.Params[len(m.Params)-1]
+	at := len(b) - len("\r\n") - len(last)
+	tags := 0
+	if len(m.Tags) > 0 {
+		tags = bytes.IndexByte(b, ' ') + 1
+	}
+	if b[at-1] == ':' || len(b)-tags == ircmsg.MaxLine {
+		return b
+	}
+	return slices.Insert(b, at, ':')
 }
 
 func mend(m *irc.Message) *irc.Message {
