@@ -27,6 +27,7 @@ type peerServer struct {
 
 // onPeers runs a test with each real server.
 func onPeers(t *testing.T, f func(t *testing.T, s peerServer)) {
+	t.Parallel() // InspIRCd takes a second to welcome a client
 	t.Run("ngircd", func(t *testing.T) {
 		s := ngircd.Start(t)
 		f(t, peerServer{s.Addr, func() { s.Stop() }, s.Restart})
