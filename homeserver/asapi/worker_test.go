@@ -631,11 +631,7 @@ func TestEphemeralThingsAndMessagesToDevices(t *testing.T) {
 		}
 		receipt := func(room matrix.RoomID, user matrix.UserID, typ string) {
 			write(func(tx *sqldb.Tx) (int64, error) {
-				pos, err := tx.NextPos(1)
-				if err == nil {
-					_, err = tx.Exec(`INSERT INTO receipt (room_id, user_id, type, thread_id, event_id, ts, pos) VALUES ($1, $2, $3, 'main', '$e', 7, $4)`, room, user, typ, pos)
-				}
-				return pos, err
+				return w.store.PutReceipt(tx, room, store.Receipt{User: user, Type: typ, Thread: "main", Event: "$e", TS: 7})
 			})
 		}
 		types := func(room matrix.RoomID, users ...matrix.UserID) {

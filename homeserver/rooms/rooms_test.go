@@ -574,6 +574,7 @@ func TestNothingAcknowledgedIsLostWhenPostgreSQLIsKilled(t *testing.T) {
 					c.Kill()
 					if err := c.Run(); err != nil {
 						t.Error(err)
+						cancel()
 					}
 					close(after)
 				}
