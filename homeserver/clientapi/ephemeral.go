@@ -53,7 +53,11 @@ func (t *Typing) Set(room matrix.RoomID, user matrix.UserID, d time.Duration) {
 	}
 	if d > 0 {
 		var expiry *time.Timer
-		expiry = time.AfterFunc(min(d, maxTyping), func() { t.expire(room, user, expiry) })
+		expiry = time.AfterFunc(min(d, maxTyping), func() {
+			t.mu.Lock() // expiry is set once this is free
+			defer t.mu.Unlock()
+			t.expire(room, user, expiry)
+		})
 		who.until[user] = expiry
 	} else {
 		delete(who.until, user)
@@ -63,9 +67,8 @@ func (t *Typing) Set(room matrix.RoomID, user matrix.UserID, d time.Duration) {
 	}
 }
 
+// expire ends what a timer was set for. Its caller holds mu.
 func (t *Typing) expire(room matrix.RoomID, user matrix.UserID, timer *time.Timer) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	if who := t.rooms[room]; who != nil && who.until[user] == timer {
 		delete(who.until, user)
 		who.serial = t.hub.NotifyTyping(room)
