@@ -165,8 +165,8 @@ func (p *Plugin) Open(ctx context.Context, config json.RawMessage, host backends
 		}
 	}
 	n := newNetwork(p, slices.Clone(config), host)
-	s, err := n.openIn(ctx, proc)
-	if err != nil {
+	s := n.begin(proc)
+	if err := s.open(ctx, config); err != nil {
 		n.cancel()
 		return nil, err
 	}

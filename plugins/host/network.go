@@ -46,9 +46,9 @@ func newNetwork(p *Plugin, config json.RawMessage, host backends.Host) *network 
 	}
 }
 
-// openIn opens the network in a process; after an error that is dead.
-func (n *network) openIn(ctx context.Context, p *process) (*session, error) {
-	return openSession(ctx, n.ctx, p, n.config, n.host, n.plugin.options.Timeouts, n.log)
+// begin makes a session in a process.
+func (n *network) begin(p *process) *session {
+	return newSession(n.ctx, p, n.host, n.plugin.options.Timeouts, n.log)
 }
 
 // run watches over the network from now on.
@@ -85,7 +85,7 @@ func (n *network) restart(crashes *crashes, delay time.Duration, why error) *ses
 			return nil
 		}
 		s, err := n.reopen()
-		if err == nil && n.up(s) {
+		if err == nil {
 			return s
 		}
 		delay, why = crashes.next(time.Now(), 0), err
@@ -126,7 +126,13 @@ func (n *network) reopen() (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	return n.openIn(ctx, p)
+	// It is current before it is open: when the backend says Ready, the host may
+	// send and join at once.
+	s := n.begin(p)
+	if err := n.up(s); err != nil {
+		return nil, err
+	}
+	return s, s.open(ctx, n.config)
 }
 
 // down notes that there is no process, and returns false if there is to be none.
@@ -137,19 +143,20 @@ func (n *network) down(delay time.Duration) bool {
 	return !n.closed
 }
 
-// up makes s the current session. If Close came first it ends s and returns false.
-func (n *network) up(s *session) bool {
+// up makes s the current session. If Close came first it ends s.
+func (n *network) up(s *session) error {
 	n.mu.Lock()
 	closed := n.closed
 	if !closed {
 		n.session = s
 	}
 	n.mu.Unlock()
-	if closed {
-		s.fail(errClosed)
-		<-s.done
+	if !closed {
+		return nil
 	}
-	return !closed
+	s.fail(errClosed)
+	<-s.done
+	return ErrClosed
 }
 
 // tell delivers a NetworkState of our own.
@@ -216,6 +223,9 @@ func call[T any](ctx context.Context, n *network, what string, f func(context.Co
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.plugin.options.Timeouts.Call)
 	defer cancel()
+	if err := s.waitOpen(ctx); err != nil {
+		return *new(T), fmt.Errorf("%s: %w", what, err)
+	}
 	reply, err := f(ctx, s.process.rpc)
 	if err != nil {
 		return *new(T), wrap(what, s.cause(err))

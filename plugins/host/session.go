@@ -34,37 +34,61 @@ type session struct {
 	fail    context.CancelCauseFunc // ends streams, for a reason
 	wg      sync.WaitGroup          // what works on the streams
 	lanes   wire.Lanes
+	opened  chan struct{} // closed when the network is open
 	read    chan struct{} // closed when nothing more comes on the streams
 	drained chan struct{} // closed when both streams have ended in order and all events are delivered
 	done    chan struct{} // closed when the process is dead and everything is answered
 	err     error         // why; readable after done is closed
 }
 
-// openSession opens a network in a process, which belongs to the session then:
-// after an error it is dead.
-func openSession(ctx, deliver context.Context, p *process, config json.RawMessage, host backends.Host, t Timeouts, log *slog.Logger) (*session, error) {
+// newSession makes a session in a process, which belongs to it from now on. It
+// takes commands, and gives them to the process once open has succeeded.
+func newSession(deliver context.Context, p *process, host backends.Host, t Timeouts, log *slog.Logger) *session {
 	s := &session{
 		process: p, timeouts: t, host: host, log: log,
 		commands: wire.NewOutbox[*wire.Command, backends.Result](),
 		receipts: wire.NewQueue[*wire.Receipt](),
 		deliver:  deliver,
+		opened:   make(chan struct{}),
 		read:     make(chan struct{}),
 		drained:  make(chan struct{}),
 		done:     make(chan struct{}),
 	}
 	s.streams, s.fail = context.WithCancelCause(context.Background())
-	err := s.begin()
-	go s.supervise() // ends with the process; done says so
-	if err == nil {
-		err = s.open(ctx, config)
+	if err := s.begin(); err != nil {
+		s.fail(err)
 	}
+	go s.supervise() // ends with the process; done says so
+	return s
+}
+
+// open opens the network. After an error the process is dead.
+func (s *session) open(ctx context.Context, config json.RawMessage) error {
+	ctx, cancel := context.WithTimeout(ctx, s.timeouts.Open)
+	defer cancel()
+	id := s.process.serve(func(g *grpc.Server) { wire.RegisterHostServer(g, &services{host: s.host}) })
+	reply, err := s.process.rpc.Open(ctx, &wire.OpenRequest{Config: config, Host: id})
 	if err != nil {
+		err = wrap("open network", s.cause(err))
 		s.fail(err)
 		<-s.done
-		return nil, err
+		return err
 	}
-	s.wg.Go(s.ping)
-	return s, nil
+	s.ability = reply
+	close(s.opened)
+	return nil
+}
+
+// waitOpen returns nil when the network is open.
+func (s *session) waitOpen(ctx context.Context) error {
+	select {
+	case <-s.opened:
+		return nil
+	case <-s.streams.Done():
+		return ErrDown
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // begin starts the streams and those who work on them.
@@ -81,6 +105,7 @@ func (s *session) begin() error {
 	readers.Add(2)
 	s.wg.Go(func() { s.sendCommands(commands) })
 	s.wg.Go(func() { s.sendReceipts(events) })
+	s.wg.Go(s.ping)
 	s.wg.Go(func() { s.receive(readers.Done, func() error { return s.receiveResults(commands) }) })
 	s.wg.Go(func() { s.receive(readers.Done, func() error { return s.receiveEvents(events) }) })
 	go func() { // ends when the readers do
@@ -89,18 +114,6 @@ func (s *session) begin() error {
 		s.lanes.Wait()
 		close(s.drained)
 	}()
-	return nil
-}
-
-func (s *session) open(ctx context.Context, config json.RawMessage) error {
-	ctx, cancel := context.WithTimeout(ctx, s.timeouts.Open)
-	defer cancel()
-	id := s.process.serve(func(g *grpc.Server) { wire.RegisterHostServer(g, &services{host: s.host}) })
-	reply, err := s.process.rpc.Open(ctx, &wire.OpenRequest{Config: config, Host: id})
-	if err != nil {
-		return wrap("open network", s.cause(err))
-	}
-	s.ability = reply
 	return nil
 }
 
@@ -174,6 +187,9 @@ func (s *session) receive(finished func(), read func() error) {
 }
 
 func (s *session) sendCommands(stream grpc.BidiStreamingClient[wire.CommandBatch, wire.ResultBatch]) {
+	if s.waitOpen(s.streams) != nil {
+		return
+	}
 	for {
 		batch, err := s.commands.Take(s.streams)
 		if err == io.EOF {
@@ -287,6 +303,13 @@ func (s *session) ping() {
 // close lets the network finish what it has, within ctx, and ends the process.
 func (s *session) close(ctx context.Context) error {
 	s.commands.Finish()
+	select {
+	case <-s.opened:
+	default: // there is nothing to finish
+		s.fail(errClosed)
+		<-s.done
+		return nil
+	}
 	calling, cancel := lessTime(ctx)
 	defer cancel()
 	_, err := s.process.rpc.Close(calling, &wire.CloseRequest{})
