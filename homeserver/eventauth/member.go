@@ -19,8 +19,8 @@ const (
 	KnockRestricted = "knock_restricted"
 )
 
-// member is rule 5. That a restricted join is signed by the authorising user's
-// server, 5.2, is checked with the signatures.
+// member is rule 5. That a join is signed by the authorising user's server, 5.2, is
+// checked with the signatures, if there is such a user.
 func (c *check) member() error {
 	if c.ev.StateKey == nil || c.ev.Get("membership").Type != gjson.String { // 5.1
 		return reject("m.room.member lacks state_key or membership")
@@ -31,7 +31,13 @@ func (c *check) member() error {
 	if !c.federates(matrix.UserID(*c.ev.StateKey)) { // Not in the specification, but what the network does.
 		return reject("this room does not federate")
 	}
-	switch membership := c.ev.Membership(); {
+	membership := c.ev.Membership()
+	if via := c.ev.Get("join_authorised_via_users_server"); c.rules.Restricted && membership == matrix.Join && via.Exists() { // 5.2
+		if _, err := matrix.ParseUserID(via.Str); via.Type != gjson.String || err != nil {
+			return reject("join_authorised_via_users_server is not a user ID")
+		}
+	}
+	switch {
 	case membership == matrix.Join: // 5.3
 		return c.join()
 	case membership == matrix.Invite: // 5.4

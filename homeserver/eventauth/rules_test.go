@@ -52,6 +52,9 @@ var rules = []struct {
 	{"5.1", "member that is no user", "", `member/nobody alice ban`, "none", ""},
 	{"5.8", "unknown membership", "", `member/$alice alice {"membership":"JOIN"}`, "none", ""},
 
+	{"5.2", "joining a public room, authorised by what is no user", "", `member/$dave dave {"join_authorised_via_users_server":"nobody","membership":"join"}`, "1-7", ""},
+	{"5.2", "joining a public room, authorised by what is no text", "", `member/$dave dave {"join_authorised_via_users_server":null,"membership":"join"}`, "1-7", ""},
+	{"5.2", "leaving, authorised by what is no user", "", `member/$bob bob {"join_authorised_via_users_server":"nobody","membership":"leave"}`, "all", ""},
 	{"5.3.1", "the creator joins first", "only", `member/$alice alice join | prev=create`, "all", ""},
 	{"5.3.1", "the creator joins first, another says", "only", `member/$alice bob join | prev=create`, "all", ""},
 	{"5.3.1", "another joins first", "only", `member/$carol carol join | prev=create`, "none", ""},

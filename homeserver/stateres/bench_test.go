@@ -44,6 +44,61 @@ func bigRoom(tb testing.TB, version string, members, conflicts int, twice bool) 
 	return r, sets
 }
 
+// oldRoom is a room whose levels were changed many times, and last on two branches.
+func oldRoom(tb testing.TB, version string, changes int) (*testRoom, []State) {
+	tb.Helper()
+	r := newRoom(tb, version)
+	r.play(prelude)
+	state := r.after["start"]
+	auth := []matrix.EventID{"", r.eventID("alice")}
+	if !r.rules.RoomIDIsCreateHash {
+		auth = append(auth, r.eventID("create"))
+	}
+	add := func(i, ts int, cite matrix.EventID) State {
+		a := r.parseAction([]string{"alice", "levels"})
+		auth[0] = cite
+		content := fmt.Appendf(nil, `{"users":{"@bob:test":%d}}`, i%100)
+		if !r.rules.CreatorsInfinite {
+			content = fmt.Appendf(nil, `{"users":{"@alice:test":100,"@bob:test":%d}}`, i%100)
+		}
+		e := r.event(fmt.Sprint("pl", i), a, content, int64(i), int64(ts), nil, auth)
+		r.events[e.ID] = Event{PDU: e}
+		s := maps.Clone(state)
+		s[e.Key()] = e.ID
+		return s
+	}
+	for i := range changes {
+		add(i+1, i+1, r.eventID(fmt.Sprint("pl", i)))
+	}
+	tip := r.eventID(fmt.Sprint("pl", changes))
+	return r, []State{add(changes+1, changes+1, tip), add(changes+2, changes+2, tip), add(changes+3, 0, r.eventID("pl0"))}
+}
+
+func TestLongChainsNeedNoStack(t *testing.T) {
+	for _, version := range []string{"10", "12"} {
+		r, sets := oldRoom(t, version, 5000)
+		got, err := Resolve(r.rules, sets, r.events)
+		key := matrix.StateKey{Type: matrix.TypePowerLevels}
+		if want := r.eventID("pl5002"); err != nil || got[key] != want {
+			t.Errorf("version %s: %s, %v; want %s", version, got[key], err, want)
+		}
+	}
+}
+
+func BenchmarkOldRoom(b *testing.B) {
+	for _, version := range []string{"10", "12"} {
+		b.Run("version "+version+", 5000 power levels", func(b *testing.B) {
+			r, sets := oldRoom(b, version, 5000)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := Resolve(r.rules, sets, r.events); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 func BenchmarkResolve(b *testing.B) {
 	for _, bb := range []struct {
 		name, version      string
