@@ -35,6 +35,8 @@ type Case struct {
 	NoChat backends.ChatKey
 	// Sender is whom the commands come from.
 	Sender backends.User
+	// Opened, if not nil, is called with each network, when it has said Ready.
+	Opened func(tb testing.TB, n backends.Network)
 	// Say makes somebody remote say text in Chat, once it is joined. nil: the world
 	// cannot, and what needs it is left out.
 	Say func(tb testing.TB, n backends.Network, text string)
@@ -158,6 +160,9 @@ func open(t *testing.T, c Case) (*Host, backends.Network, func()) {
 	})
 	t.Cleanup(closeOnce)
 	h.WaitPhase(backends.Ready)
+	if c.Opened != nil {
+		c.Opened(t, n)
+	}
 	return h, n, closeOnce
 }
 
