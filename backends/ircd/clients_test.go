@@ -153,7 +153,9 @@ settings = { core = { real_name = "Alice"; user_name = "someone"; }; "irc/core" 
 		return backends.Receipt{Err: &backends.Refusal{Message: "the room is closed"}}
 	})
 	fmt.Fprint(keys, "/msg #tea too late\r")
-	waitFor(t, func() bool { return strings.Contains(p.Log(), "Not delivered") || strings.Contains(p.Log(), "Cannot send") })
+	waitFor(t, func() bool {
+		return strings.Contains(p.Log(), "Not delivered") || strings.Contains(p.Log(), "Cannot send")
+	})
 	fmt.Fprint(keys, "/quit\r")
 	waitFor(t, func() bool { return !l.connected("alice") })
 }

@@ -351,7 +351,8 @@ func (s *session) partAll(context.Context) {
 }
 
 // part leaves a channel; with the last connection of a person there, the person
-// leaves the room.
+// leaves the room. Of an account the others see it if the room says so: the host
+// may let it stay a member.
 func (s *session) part(a *attendance, reason string) {
 	ch := a.channel
 	params := []string{ch.name}
@@ -364,7 +365,7 @@ func (s *session) part(a *attendance, reason string) {
 	delete(ch.sessions, s)
 	delete(s.joined, ch.chat)
 	last := !ch.present(p)
-	if last {
+	if last && p.guest() {
 		ch.fan(o, nil)
 		s.n.removeMember(ch, p)
 	}

@@ -371,8 +371,9 @@ func (s *session) takeNick() error {
 	if !s.n.people.freeFor(nick, nil) {
 		return refuse(irc.ERR_NICKNAMEINUSE, nick, "Nickname is already in use")
 	}
-	p := s.n.people.meet(backends.User{ID: backends.UserID(fold(nick)), Name: nick})
-	p.user.Name = nick
+	guest := backends.User{ID: backends.UserID(fold(nick)), Name: nick}
+	p := s.n.people.meet(guest)
+	p.user = guest        // of a leftover the host may have told us more
 	s.n.showNick(p, nick) // a leftover may have been called something else
 	s.settle(p)
 	return nil
