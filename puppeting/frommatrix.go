@@ -17,11 +17,16 @@ import (
 // is in the outbox. Ephemeral events are passed on at once, or not at all.
 func (b *Bridge) transaction(ctx context.Context, t *appservice.Transaction) error {
 	var rows []*outRow
+	var gone []matrix.EventID
 	for i := range t.Events {
-		rows = append(rows, b.route(&t.Events[i])...)
+		ev := &t.Events[i]
+		rows = append(rows, b.route(ev)...)
+		if id, _ := redacted(ev); ev.Type == matrix.TypeRedaction && b.room(ev.RoomID) != nil {
+			gone = append(gone, id)
+		}
 	}
-	if len(rows) > 0 {
-		if err := b.enqueue(ctx, t.ID, rows); err != nil {
+	if len(rows) > 0 || len(gone) > 0 {
+		if err := b.enqueue(ctx, t.ID, rows, gone); err != nil {
 			return fmt.Errorf("take transaction %s: %w", t.ID, err)
 		}
 	}
@@ -77,10 +82,13 @@ func (b *Bridge) row(k portalKey, ev *appservice.Event) *outRow {
 	return &outRow{portalKey: k, seq: b.seq.Add(1), event: *ev, queued: time.Now()}
 }
 
+// insertRevoked ends the links to the files of redacted events.
+var insertRevoked = &sqldb.Insert{Table: "bridge_revoked", Columns: []string{"event_id", "at"}, Conflict: "ON CONFLICT DO NOTHING"}
+
 var insertSeen = &sqldb.Insert{Table: "bridge_seen", Columns: []string{"event_id", "at"}, Conflict: "ON CONFLICT DO NOTHING"}
 
 // enqueue stores rows in one write, unless the transaction or the event was there before.
-func (b *Bridge) enqueue(ctx context.Context, txnID string, rows []*outRow) error {
+func (b *Bridge) enqueue(ctx context.Context, txnID string, rows []*outRow, gone []matrix.EventID) error {
 	texts := make([]string, len(rows))
 	for i, r := range rows {
 		text, err := json.Marshal(&r.event)
@@ -97,6 +105,9 @@ func (b *Bridge) enqueue(ctx context.Context, txnID string, rows []*outRow) erro
 		}
 		if n, err := res.RowsAffected(); err != nil || n == 0 {
 			return err
+		}
+		for _, id := range gone {
+			tx.Queue(insertRevoked, string(id), now)
 		}
 		seen, err := seenEvents(tx, rows)
 		if err != nil {

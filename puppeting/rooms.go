@@ -158,7 +158,14 @@ func (p *portal) invitePeer(ctx context.Context, rm *room) error {
 		return nil
 	}
 	account := userID(p.key.account)
-	if _, joined := rm.member(ctx, account); joined || !p.once("invited") {
+	if _, joined := rm.member(ctx, account); joined {
+		return nil
+	}
+	var m memberContent
+	if err := p.intent().StateEvent(ctx, rm.id, matrix.TypeMember, string(account), &m); err != nil && refusalOf(err) == nil {
+		return err
+	}
+	if m.Membership == matrix.Invite || m.Membership == matrix.Ban {
 		return nil
 	}
 	if err := p.intent().Invite(ctx, rm.id, account, ""); err != nil && !isForbidden(err) {
