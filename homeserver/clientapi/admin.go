@@ -124,6 +124,9 @@ func (n *nonces) postRegister(a *api, r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, owned := a.Registry.ExclusiveUser(u); owned {
+		return nil, matrix.Errorf(http.StatusBadRequest, matrix.CodeExclusive, "The name belongs to an application service")
+	}
 	if err := a.Accounts.Register(r.Context(), store.Account{User: u, PasswordHash: a.Accounts.Hash(in.Password), Admin: in.Admin}); err != nil {
 		return nil, err
 	}

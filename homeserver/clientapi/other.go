@@ -3,6 +3,7 @@ package clientapi
 import (
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/subtle"
 	"encoding/hex"
 	"errors"
 	"net/http"
@@ -18,6 +19,10 @@ import (
 func (a *api) otherRoutes() []route {
 	return slices.Concat(a.keyRoutes(), a.toDeviceRoutes(), a.presenceRoutes(), a.pushRoutes(), a.mediaRoutes(), a.backupRoutes(),
 		a.thirdPartyRoutes(), a.adminRoutes(), a.relationRoutes(), a.spaceRoutes(), []route{
+			{"POST", "/v3/delete_devices", user, (*api).postDeleteDevices},
+			{"GET", "/v3/account/3pid", user, (*api).getThreePIDs},
+			{"GET", "/v1/mutual_rooms", user, (*api).getMutualRooms},
+			{"GET", "/v1/register/m.login.registration_token/validity", anyone, (*api).getTokenValidity},
 			{"POST", "/v3/search", user, (*api).postSearch},
 			{"GET", "/v3/voip/turnServer", user, (*api).getTurnServer},
 			{"POST", "/v3/user/{userID}/openid/request_token", user, (*api).postOpenIDToken},
@@ -138,4 +143,59 @@ func (a *api) postUserReport(r *request) (any, error) {
 		return nil, matrix.InvalidParam("%.80q is not a user ID", r.PathValue("userID"))
 	}
 	return a.report(r, "reported_user_id", u)
+}
+
+// postDeleteDevices: https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3delete_devices
+func (a *api) postDeleteDevices(r *request) (any, error) {
+	var in struct {
+		Devices []matrix.DeviceID `json:"devices"`
+		Auth    *uiaAuth          `json:"auth"`
+	}
+	if err := r.decode(&in); err != nil {
+		return nil, err
+	}
+	if in.Devices == nil {
+		return nil, matrix.MissingParam("No devices")
+	}
+	if err := r.confirm(r.Context(), in.Auth); err != nil {
+		return nil, err
+	}
+	if len(in.Devices) == 0 { // to LogOut this would be all
+		return empty, nil
+	}
+	return empty, a.Accounts.LogOut(r.Context(), r.user, in.Devices...)
+}
+
+// getThreePIDs: we keep no addresses of anybody.
+func (a *api) getThreePIDs(*request) (any, error) {
+	return map[string]any{"threepids": []any{}}, nil
+}
+
+// getMutualRooms: https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv1mutual_rooms
+func (a *api) getMutualRooms(r *request) (any, error) {
+	u, err := matrix.ParseUserID(r.URL.Query().Get("user_id"))
+	if err != nil {
+		return nil, matrix.InvalidParam("user_id is not a user ID")
+	}
+	if u == r.user {
+		return nil, matrix.InvalidParam("You share all rooms with yourself")
+	}
+	rooms, err := a.Store.MutualRooms(r.Context(), r.user, u)
+	if rooms == nil {
+		rooms = []matrix.RoomID{}
+	}
+	return map[string]any{"joined": rooms, "count": len(rooms)}, err
+}
+
+// getTokenValidity: https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv1registermloginregistration_tokenvalidity
+func (a *api) getTokenValidity(r *request) (any, error) {
+	if err := a.limits.login.allow("address " + r.ip()); err != nil {
+		return nil, err
+	}
+	token := r.URL.Query().Get("token")
+	if token == "" {
+		return nil, matrix.MissingParam("No token")
+	}
+	valid := a.Registration == "token" && subtle.ConstantTimeCompare([]byte(token), []byte(a.RegistrationToken)) == 1
+	return map[string]bool{"valid": valid}, nil
 }

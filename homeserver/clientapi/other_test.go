@@ -400,3 +400,76 @@ func TestAnswersOfServicesAreChecked(t *testing.T) {
 		}
 	}
 }
+
+func TestPingsOfServices(t *testing.T) {
+	answers := services{"one/_matrix/app/v1/ping": `{}`}
+	s := hstest.Start(t, func(o *homeserver.Options) { o.Transport = answers })
+	for id, url := range map[string]string{"one": "http://one", "two": "http://two", "mute": ""} {
+		if err := s.AddService(context.Background(), matrix.Registration{ID: id, URL: url, ASToken: "as" + id, HSToken: "hs" + id, SenderLocalpart: id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := func(id string) string { return "/_matrix/client/v1/appservice/" + id + "/ping" }
+	if out := s.Service("asone").OK("POST", path("one"), map[string]string{"transaction_id": "t"}); out["duration_ms"] == nil {
+		t.Errorf("%v", out)
+	}
+	s.Service("asone").Fails(403, "M_FORBIDDEN", "POST", path("two"), nil)
+	s.Service("astwo").Fails(502, "M_BAD_STATUS", "POST", path("two"), nil)
+	s.Service("asmute").Fails(400, "M_URL_NOT_SET", "POST", path("mute"), nil)
+	s.Register("alice").Fails(403, "M_FORBIDDEN", "POST", path("one"), nil)
+}
+
+func TestSeveralDevicesAreDeletedAtOnce(t *testing.T) {
+	s := hstest.Start(t)
+	alice := s.Register("alice")
+	login := map[string]any{"type": "m.login.password", "password": "alice", "identifier": map[string]string{"type": "m.id.user", "user": "alice"}}
+	for _, d := range []string{"A", "B"} {
+		alice.OK("POST", v3+"/login", with(login, "device_id", d))
+	}
+	count := func() int { return len(alice.OK("GET", v3+"/devices", nil).List("devices")) }
+	const path = v3 + "/delete_devices"
+	if status, out := alice.Do("POST", path, map[string]any{"devices": []string{"A"}}); status != 401 || out["flows"] == nil || count() != 3 {
+		t.Errorf("without a password: %d %v", status, out)
+	}
+	alice.Fails(400, "M_MISSING_PARAM", "POST", path, map[string]any{"auth": login})
+	if alice.OK("POST", path, map[string]any{"devices": []string{}, "auth": login}); count() != 3 {
+		t.Error("none named is not all")
+	}
+	if alice.OK("POST", path, map[string]any{"devices": []string{"A", "B", "NONE"}, "auth": login}); count() != 1 {
+		t.Errorf("%d devices are left", count())
+	}
+}
+
+func TestMutualRooms(t *testing.T) {
+	hstest.Both(t, func(t *testing.T, s *hstest.Server) {
+		alice, bob := s.Register("alice"), s.Register("bob")
+		shared, left := alice.CreateRoom(map[string]any{"preset": "public_chat"}), alice.CreateRoom(map[string]any{"preset": "public_chat"})
+		alice.CreateRoom(nil)
+		bob.Join(string(shared))
+		bob.Join(string(left))
+		bob.OK("POST", hstest.Path(left)+"/leave", nil)
+		const path = "/_matrix/client/v1/mutual_rooms?user_id="
+		if out := bob.OK("GET", path+"@alice:test", nil); fmt.Sprint(out["joined"]) != fmt.Sprint([]matrix.RoomID{shared}) {
+			t.Errorf("%v", out)
+		}
+		if out := bob.OK("GET", path+"@nobody:test", nil); fmt.Sprint(out["joined"]) != "[]" {
+			t.Errorf("%v", out)
+		}
+		bob.Fails(400, "M_INVALID_PARAM", "GET", path+"@bob:test", nil)
+		bob.Fails(400, "M_INVALID_PARAM", "GET", path, nil)
+	})
+}
+
+func TestValidityOfRegistrationTokens(t *testing.T) {
+	const path = "/_matrix/client/v1/register/m.login.registration_token/validity"
+	s := hstest.Start(t, func(o *homeserver.Options) { o.Registration, o.RegistrationToken = "token", "secret" })
+	for token, want := range map[string]bool{"secret": true, "other": false} {
+		if out := s.Nobody().OK("GET", path+"?token="+token, nil); out["valid"] != want {
+			t.Errorf("%s: %v", token, out)
+		}
+	}
+	s.Nobody().Fails(400, "M_MISSING_PARAM", "GET", path, nil)
+	if out := hstest.Start(t).Nobody().OK("GET", path+"?token=x", nil); out["valid"] != false {
+		t.Errorf("where none is needed: %v", out)
+	}
+}

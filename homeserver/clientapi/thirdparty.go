@@ -2,13 +2,15 @@ package clientapi
 
 import (
 	"encoding/json"
+	"net/http"
 	"net/url"
 	"slices"
 
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
 )
 
-// thirdPartyRoutes: https://spec.matrix.org/v1.19/client-server-api/#third-party-networks
+// thirdPartyRoutes: https://spec.matrix.org/v1.19/client-server-api/#third-party-networks,
+// and what bridges ask for themselves.
 func (a *api) thirdPartyRoutes() []route {
 	return []route{
 		{"GET", "/v3/thirdparty/protocols", user, (*api).getProtocols},
@@ -17,6 +19,7 @@ func (a *api) thirdPartyRoutes() []route {
 		{"GET", "/v3/thirdparty/location/{protocol}", user, thirdParty("location", "")},
 		{"GET", "/v3/thirdparty/user", user, thirdParty("user", "userid")},
 		{"GET", "/v3/thirdparty/user/{protocol}", user, thirdParty("user", "")},
+		{"POST", "/v1/appservice/{serviceID}/ping", service, (*api).postPing},
 	}
 }
 
@@ -108,4 +111,22 @@ func thirdParty(kind, parameter string) func(*api, *request) (any, error) {
 		}
 		return found, err
 	}
+}
+
+// postPing: https://spec.matrix.org/v1.19/application-service-api/#post_matrixclientv1appserviceappserviceidping
+func (a *api) postPing(r *request) (any, error) {
+	if r.service.Registration.ID != r.PathValue("serviceID") {
+		return nil, matrix.Forbidden("This is not the token of that application service")
+	}
+	var in struct {
+		TxnID string `json:"transaction_id"`
+	}
+	if err := r.decode(&in); err != nil {
+		return nil, err
+	}
+	if a.Ping == nil || r.service.Registration.URL == "" {
+		return nil, matrix.Errorf(http.StatusBadRequest, matrix.CodeURLNotSet, "The application service has no url")
+	}
+	ms, err := a.Ping(r.Context(), r.service, in.TxnID)
+	return map[string]int64{"duration_ms": ms}, err
 }

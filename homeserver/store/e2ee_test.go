@@ -261,3 +261,52 @@ func TestPresenceChanges(t *testing.T) {
 		}
 	})
 }
+
+// BenchmarkSyncReads is what each /sync of a device without news asks for.
+func BenchmarkSyncReads(b *testing.B) {
+	for name, dsn := range map[string]func(testing.TB) string{
+		"SQLite":     func(tb testing.TB) string { return "sqlite:" + filepath.Join(tb.TempDir(), "test.db") },
+		"PostgreSQL": postgres.Start,
+	} {
+		b.Run(name, func(b *testing.B) {
+			db, err := sqldb.Open(b.Context(), dsn(b))
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(func() { db.Close() })
+			s, err := Open(b.Context(), db)
+			if err != nil {
+				b.Fatal(err)
+			}
+			err = s.Write(b.Context(), func(tx *sqldb.Tx) error {
+				for i := range 1000 {
+					u := matrix.UserID(fmt.Sprintf("@u%d:test", i))
+					var keys []OneTimeKey
+					for n := range 50 {
+						keys = append(keys, OneTimeKey{"signed_curve25519", fmt.Sprint(n), json.RawMessage(`{"key":"k"}`)})
+					}
+					if err := errors.Join(s.PutDevice(tx, u, "A", ""), s.AddOneTimeKeys(tx, u, "A", keys), s.DevicesChanged(tx, u)); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+			now, err := s.Position(b.Context())
+			if err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				_, err1 := s.ToDevice(b.Context(), "@u500:test", "A", now, now, 100)
+				_, _, err2 := s.KeyCounts(b.Context(), "@u500:test", "A")
+				_, err3 := s.DeviceChanges(b.Context(), now, now)
+				_, err4 := s.PresenceChanges(b.Context(), now, now)
+				if err := errors.Join(err1, err2, err3, err4); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -51,3 +51,15 @@ func (s *Store) SearchUsers(ctx context.Context, user matrix.UserID, text string
 		ORDER BY c.state_key LIMIT $4`, user, id, `%`+pattern+`%`, limit)
 	return out, err
 }
+
+// MutualRooms returns the rooms that two users are in.
+func (s *Store) MutualRooms(ctx context.Context, one, other matrix.UserID) (out []matrix.RoomID, err error) {
+	err = s.Each(ctx, func(scan func(...any) error) error {
+		var r matrix.RoomID
+		err := scan(&r)
+		out = append(out, r)
+		return err
+	}, `SELECT m.room_id FROM current_state m JOIN current_state o ON o.room_id = m.room_id AND o.type = 'm.room.member'
+		AND o.state_key = $2 AND o.membership = 'join' WHERE m.type = 'm.room.member' AND m.state_key = $1 AND m.membership = 'join' ORDER BY m.room_id`, one, other)
+	return out, err
+}
