@@ -80,7 +80,15 @@ func (s *session) join(ctx context.Context, name string) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	a := s.arrive(to)
+	a, wait := s.arrive(to)
+	for wait != nil {
+		select {
+		case <-wait:
+			a, wait = s.arrive(to)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	if a == nil {
 		return nil
 	}
@@ -106,18 +114,23 @@ func (s *session) join(ctx context.Context, name string) error {
 	return nil
 }
 
-// arrive reserves the session's place in a channel, nil if it has one.
-func (s *session) arrive(to place) *attendance {
+// arrive reserves the session's place in a channel: nil if it has one. It is to be
+// called again after wait, if there is one.
+func (s *session) arrive(to place) (a *attendance, wait <-chan struct{}) {
 	s.n.mu.Lock()
 	defer s.n.mu.Unlock()
 	if s.joined[to.chat] != nil {
-		return nil
+		return nil, nil
 	}
-	ch := s.n.open(to.chat, to.name)
-	a := &attendance{channel: ch, user: s.person.user, since: time.Now().Truncate(time.Millisecond), joining: true}
-	ch.sessions[s] = a
+	a = &attendance{user: s.person.user, since: time.Now().Truncate(time.Millisecond), joining: true}
+	a.channel = s.n.open(to.chat, to.name)
+	if wait := s.n.exits[a.exitKey()]; wait != nil {
+		s.n.drop(a.channel)
+		return nil, wait
+	}
+	a.channel.sessions[s] = a
 	s.joined[to.chat] = a
-	return a
+	return a, nil
 }
 
 // turnBack undoes arrive.
@@ -301,6 +314,7 @@ func (s *session) settleIn(a *attendance, shown map[backends.MessageID]bool) {
 		s.put(s.n.from(s.person, time.Time{}, "PART", a.channel.name).line(s.caps))
 		delete(a.channel.sessions, s)
 		delete(s.joined, a.channel.chat)
+		s.n.exitLater(a)
 		s.n.drop(a.channel)
 	}
 }

@@ -34,7 +34,8 @@ type network struct {
 	addresses map[netip.Addr]int
 	people    people
 	channels  map[backends.ChatID]*channel
-	most      int // sessions at once, ever
+	exits     map[string]chan struct{} // exits that go on by themselves; closed when done
+	most      int                      // sessions at once, ever
 }
 
 func newNetwork(cfg config, host backends.Host, l net.Listener) *network {
@@ -46,6 +47,7 @@ func newNetwork(cfg config, host backends.Host, l net.Listener) *network {
 		addresses: map[netip.Addr]int{},
 		people:    newPeople(cfg.ServerName),
 		channels:  map[backends.ChatID]*channel{},
+		exits:     map[string]chan struct{}{},
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	return n
@@ -175,11 +177,35 @@ func (n *network) unseat(s *session, reason string) []*attendance {
 func (n *network) exit(a *attendance, reason string) {
 	ctx, cancel := context.WithTimeout(n.ctx, hostTimeout)
 	defer cancel()
-	if err := n.rooms.Exit(ctx, a.channel.chat, a.user, reason); err != nil {
+	err := n.rooms.Exit(ctx, a.channel.chat, a.user, reason)
+	if _, refused := errors.AsType[*backends.Refusal](err); err != nil && !refused {
 		n.log.Warn("irc user could not leave a room", "chat", a.channel.chat, "err", err)
 		return
 	}
-	n.unrecord(ctx, a)
+	n.unrecord(ctx, a) // if the host refuses, there is nobody to take out
+}
+
+// exitLater is exit for callers that hold n.mu and may not wait: the room has thrown
+// someone out, and the host is to know that they are not here any more. Until it
+// does they cannot come back.
+func (n *network) exitLater(a *attendance) {
+	key := a.exitKey()
+	if n.closing || n.exits[key] != nil {
+		return
+	}
+	done := make(chan struct{})
+	n.exits[key] = done
+	n.wg.Go(func() {
+		n.exit(a, "")
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.exits, key)
+		close(done)
+	})
+}
+
+func (a *attendance) exitKey() string {
+	return string(a.channel.chat) + " " + string(keyOf(a.user))
 }
 
 // Guests in rooms are recorded, so that after a crash the next run can take them

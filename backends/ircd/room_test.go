@@ -150,6 +150,7 @@ func TestTheRoomsLifeIsShown(t *testing.T) {
 	bob.got()
 	l.show("#tea", alice, &backends.Member{Action: backends.Kicked, User: backends.User{ID: "bob"}, Reason: "out"})
 	bob.got(":alice!alice@localhost KICK #tea bob :out")
+	waitFor(t, func() bool { return len(l.host.FakeRooms().Members(tea)) == 2 }) // the host has been told
 	bob.do("PRIVMSG #tea :hi", ":localhost 404 bob #tea *")
 	bob.do("JOIN #tea", ":bob!guest@localhost JOIN #tea * bob")
 	// What tells of the former stay does not end this one.

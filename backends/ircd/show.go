@@ -283,6 +283,7 @@ func (n *network) evict(ch *channel, p *person) {
 		if a := ch.sessions[s]; a != nil && !a.joining {
 			delete(ch.sessions, s)
 			delete(s.joined, ch.chat)
+			n.exitLater(a)
 		}
 	}
 	n.removeMember(ch, p)
@@ -298,6 +299,7 @@ func (n *network) dissolve(ch *channel) {
 		s.put(compose(n.fromServer("KICK", ch.name, s.person.nick, "The room can no longer be reached")))
 		delete(ch.sessions, s)
 		delete(s.joined, ch.chat)
+		n.exitLater(a)
 	}
 	n.drop(ch)
 }
