@@ -50,11 +50,11 @@ func (n *network) carryMessage(l *lane, j *job) {
 	case !validTarget(target):
 		j.reply(rejected("this is no channel or nick"))
 		return
-	case cmd.MaybeSent:
-		j.reply(backends.Result{Outcome: backends.Uncertain, Reason: "it may have been said before the connection was interrupted"})
-		return
 	case cmd.Chat.Account != "" && n.isOwn(target):
 		j.reply(rejected(target + " is a user of this bridge"))
+		return
+	}
+	if j = n.journalled(l, j); j == nil {
 		return
 	}
 	for range 3 {
@@ -75,6 +75,33 @@ func (n *network) carryMessage(l *lane, j *job) {
 	}
 	l.wait()
 	j.reply(retryIn(2 * time.Second))
+}
+
+// journalled answers a message whose outcome is known or cannot be found out any
+// more, and returns nil. Otherwise it stores that the message is begun, and returns
+// a job that also stores the outcome.
+func (n *network) journalled(l *lane, j *job) *job {
+	id := j.cmd.ID
+	err := l.journal.load(n.ctx)
+	if err == nil && j.cmd.MaybeSent {
+		if b, ok := l.journal.find(id); ok {
+			if len(b.IDs) > 0 {
+				j.reply(backends.Result{Outcome: backends.Delivered, IDs: b.IDs})
+			} else {
+				j.reply(backends.Result{Outcome: backends.Uncertain, Reason: "the bridge was interrupted before the network confirmed it"})
+			}
+			return nil
+		}
+	}
+	if err == nil {
+		err = l.journal.begin(n.ctx, id)
+	}
+	if err != nil {
+		n.log.Error("cannot keep the journal of a chat", "err", err)
+		j.reply(backends.Result{Outcome: backends.Retry, After: 5 * time.Second, Reason: "the bridge cannot store what it sends"})
+		return nil
+	}
+	return &job{j.cmd, func(r backends.Result) { l.journal.end(id, r); j.reply(r) }}
 }
 
 func (n *network) isOwn(nick string) bool {

@@ -25,6 +25,7 @@ type lane struct {
 	n    *network
 	jobs chan *job
 
+	journal  *journal
 	slots    chan struct{}  // laneInFlight
 	inFlight sync.WaitGroup // commands submitted to conn
 	taken    sync.WaitGroup // commands without an outcome
@@ -37,8 +38,8 @@ type job struct {
 	reply func(backends.Result)
 }
 
-func newLane(n *network) *lane {
-	l := &lane{n: n, jobs: make(chan *job, laneQueue), slots: make(chan struct{}, laneInFlight)}
+func newLane(n *network, chat backends.ChatKey) *lane {
+	l := &lane{n: n, journal: newJournal(n, chat), jobs: make(chan *job, laneQueue), slots: make(chan struct{}, laneInFlight)}
 	n.conns.Go(l.run)
 	return l
 }
@@ -52,7 +53,7 @@ func (n *network) Send(ctx context.Context, cmd *backends.Command, reply func(ba
 	}
 	l := n.lanes[cmd.Chat]
 	if l == nil {
-		l = newLane(n)
+		l = newLane(n, cmd.Chat)
 		n.lanes[cmd.Chat] = l
 	}
 	l.taken.Add(1)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"strings"
@@ -52,7 +53,7 @@ func newStranger(t *testing.T, addr, nick string, channels ...string) *stranger 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	s := &stranger{t, conn, bufio.NewScanner(conn)}
+	s := &stranger{t, conn, newScanner(conn)}
 	s.send("NICK "+nick, "USER "+nick+" 0 * :"+nick)
 	s.wait("001")
 	for _, ch := range channels {
@@ -206,3 +207,5 @@ func TestMessagesCrossBothWays(t *testing.T) {
 		}
 	})
 }
+
+func newScanner(r io.Reader) *bufio.Scanner { return bufio.NewScanner(r) }

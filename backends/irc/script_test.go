@@ -538,3 +538,40 @@ func TestClosingGivesUpInTime(t *testing.T) {
 		}
 	})
 }
+
+func TestWhatWasInterruptedIsFoundOut(t *testing.T) {
+	script(t, "", func(t *testing.T, s *fakeServer) {
+		bot := s.acceptBot()
+		confirmed, begun := s.say("confirmed", "one"), s.say("begun", "two")
+		c := s.acceptAlice(bot)
+		c.expect("PRIVMSG #tea one", "PING done-1", "PRIVMSG #tea two", "PING done-2")
+		c.send("PONG :done-1")
+		ids := result(t, confirmed, backends.Delivered).IDs
+		undecided(t, begun)
+
+		// Another process with the same store: the host has lost the results.
+		again := &fakeServer{t: t, conns: make(chan *fakeConn, 1000), host: s.host}
+		var err error
+		again.net, err = (&backend{dial: again.dial}).Open(t.Context(), json.RawMessage(`{"server":"irc.test:6667","tls":false,"nick":"bridge"}`), s.host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer again.net.Close(context.Background())
+		bot = again.acceptBot()
+		repeat := func(id string) <-chan backends.Result {
+			return send(t, again.net, &backends.Command{
+				ID: id, MaybeSent: true, Chat: backends.ChatKey{Chat: "#tea"}, Sender: alice,
+				Body: &backends.Message{Text: richtext.Plain(id)},
+			})
+		}
+		if r := result(t, repeat("confirmed"), backends.Delivered); r.IDs[0] != ids[0] {
+			t.Errorf("IDs %v, were %v", r.IDs, ids)
+		}
+		result(t, repeat("begun"), backends.Uncertain)
+		untouched := repeat("untouched")
+		c = again.acceptAlice(bot)
+		c.expect("PRIVMSG #tea untouched", "PING done-1")
+		c.send("PONG :done-1")
+		result(t, untouched, backends.Delivered)
+	})
+}
