@@ -54,7 +54,7 @@ type PDU struct {
 	OriginServerTS int64 // milliseconds since the Unix epoch
 	PrevEvents     []matrix.EventID
 	AuthEvents     []matrix.EventID
-	Redacts        matrix.EventID // wherever the room version keeps it
+	Redacts        matrix.EventID // of a redaction, wherever the room version keeps it
 	Rules          *roomversion.Rules
 
 	raw []byte
@@ -108,6 +108,9 @@ func Parse(rules *roomversion.Rules, raw []byte) (p *PDU, intact bool, err error
 	if len(raw) > MaxSize {
 		return nil, false, fmt.Errorf("%w: %w: %d bytes", ErrFormat, ErrTooLarge, len(raw))
 	}
+	if err := complete(raw); err != nil {
+		return nil, false, err
+	}
 	raw = without(raw, "unsigned")
 	if intact = contentHashFits(raw); !intact {
 		raw = Redact(rules, raw)
@@ -120,6 +123,30 @@ func Parse(rules *roomversion.Rules, raw []byte) (p *PDU, intact bool, err error
 		p.ID = eventID(rules, raw)
 	}
 	return p, intact, p.finish(true)
+}
+
+// complete checks the keys that read does not look at, or not before redaction may
+// have mended them.
+func complete(raw []byte) error {
+	const required = 3
+	have := 0
+	canonicaljson.Each(raw, func(key, value []byte) bool {
+		switch string(key) {
+		case "content", "signatures":
+			if value[0] == '{' {
+				have++
+			}
+		case "hashes":
+			if value[0] == '{' && gjson.GetBytes(value, "sha256").Type == gjson.String {
+				have++
+			}
+		}
+		return true
+	})
+	if have != required {
+		return fmt.Errorf("%w: content, hashes or signatures is missing or of another type", ErrFormat)
+	}
+	return nil
 }
 
 // ParseTrusted reads an event from our own store.
@@ -242,7 +269,10 @@ func read(rules *roomversion.Rules, raw []byte) (*PDU, error) {
 	if rules.IDFormat == roomversion.IDInEvent && p.ID == "" {
 		return nil, fmt.Errorf("%w: no event_id", ErrFormat)
 	}
-	if rules.RedactsInContent && p.Type == matrix.TypeRedaction {
+	switch {
+	case p.Type != matrix.TypeRedaction:
+		p.Redacts = ""
+	case rules.RedactsInContent:
 		p.Redacts = matrix.EventID(p.String("redacts"))
 	}
 	return p, nil

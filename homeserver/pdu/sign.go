@@ -167,7 +167,7 @@ func (p *PDU) signers() (servers []matrix.ServerName) {
 	if p.Type != matrix.TypeMember || p.Membership() != matrix.Invite || !p.Get("third_party_invite").IsObject() {
 		add(p.Sender.Server())
 	}
-	if p.Rules.EventRefsWithHashes { // versions 1 and 2, where the ID names a server
+	if p.Rules.EventRefsWithHashes && p.ID.Server() != p.Sender.Server() { // versions 1 and 2, where the ID names a server
 		add(p.ID.Server())
 	}
 	if via := p.String("join_authorised_via_users_server"); p.Rules.Restricted && p.Type == matrix.TypeMember && p.Membership() == matrix.Join && via != "" {
