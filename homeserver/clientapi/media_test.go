@@ -282,6 +282,27 @@ func TestThumbnails(t *testing.T) {
 	}
 }
 
+func TestThumbnailsStandUpright(t *testing.T) {
+	s := hstest.Start(t)
+	alice := s.Register("alice")
+	plain := encoded(t, "jpeg", picture(1000, 500)) // red on the left, blue on the right
+	// Turned by 90° clockwise to be upright, red is at the top.
+	exif := "\xff\xe1\x00\x22Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00"
+	path := upload(t, s, alice, "image/jpeg", "", append(append(plain[:2:2], exif...), plain[2:]...))
+	for query, want := range map[string]image.Point{"width=320&height=240&method=scale": {120, 240}, "width=64&height=128&method=crop": {64, 128}} {
+		r := fetch(t, s, alice, "GET", mediaV1+"/thumbnail"+path+"?"+query, "", nil)
+		m, _, err := image.Decode(bytes.NewReader(r.body))
+		if err != nil || m.Bounds().Size() != want {
+			t.Fatalf("%s: %d %v, %v", query, r.StatusCode, err, m)
+		}
+		top, _, _, _ := m.At(0, 0).RGBA()
+		bottom, _, _, _ := m.At(0, want.Y-1).RGBA()
+		if top < 0xc000 || bottom > 0x3fff {
+			t.Errorf("%s: the top has %x red, the bottom %x", query, top, bottom)
+		}
+	}
+}
+
 // bomb is a PNG that says to be that large.
 func bomb(width, height uint32) []byte {
 	var b bytes.Buffer

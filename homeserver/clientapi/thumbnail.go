@@ -9,6 +9,7 @@ import (
 	_ "image/gif" // decoders; the first picture of an animation
 	"image/jpeg"
 	"image/png"
+	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -69,9 +70,12 @@ func (m *media) getThumbnail(a *api, r *request) (any, error) {
 // picture that is no larger is its own thumbnail.
 func (m *media) thumbnail(a *api, r *request, file, contentType string, box image.Point, crop bool) (any, error) {
 	path := a.mediaPath(file)
-	head, err := pictureSize(path)
+	head, held, err := pictureSize(path)
 	if err != nil {
 		return nil, err
+	}
+	if held.sideways() { // the box is for the picture as it is seen
+		box = image.Pt(box.Y, box.X)
 	}
 	from, to := thumbnailSize(head, box, crop)
 	if from.Size() == to && to == head {
@@ -83,7 +87,7 @@ func (m *media) thumbnail(a *api, r *request, file, contentType string, box imag
 	}
 	made := filepath.Join(a.MediaDir, "thumbnails", file[:2], file[2:4], tag[4:])
 	if _, err := os.Stat(made); errors.Is(err, fs.ErrNotExist) {
-		if err := m.make(r.Context(), path, made, from, to); err != nil {
+		if err := m.make(r.Context(), path, made, from, to, held); err != nil {
 			return nil, err
 		}
 	}
@@ -102,22 +106,34 @@ func sniffed(path string) string {
 	return http.DetectContentType(head[:n])
 }
 
-// pictureSize reads a picture's size without decoding it. The error is
-// M_UNKNOWN for what is no picture, M_TOO_LARGE for too many pixels.
-func pictureSize(path string) (image.Point, error) {
+// maxHead is how much of a file is searched for how the camera was held: a segment
+// before it, such as the camera's own preview, may have 64 KiB.
+const maxHead = 256 << 10
+
+// pictureSize reads a picture's size, and how it is to be turned, without decoding
+// it. The error is M_UNKNOWN for what is no picture, M_TOO_LARGE for too many pixels.
+func pictureSize(path string) (size image.Point, held orientation, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return image.Point{}, fmt.Errorf("open media: %w", err)
+		return size, upright, fmt.Errorf("open media: %w", err)
 	}
 	defer f.Close()
-	c, _, err := image.DecodeConfig(f)
+	c, format, err := image.DecodeConfig(f)
 	if err != nil || c.Width < 1 || c.Height < 1 {
-		return image.Point{}, noThumbnail
+		return size, upright, noThumbnail
 	}
 	if int64(c.Width)*int64(c.Height) > maxPixels {
-		return image.Point{}, matrix.Errorf(http.StatusRequestEntityTooLarge, matrix.CodeTooLarge, "The picture has more than %d pixels", maxPixels)
+		return size, upright, matrix.Errorf(http.StatusRequestEntityTooLarge, matrix.CodeTooLarge, "The picture has more than %d pixels", maxPixels)
 	}
-	return image.Pt(c.Width, c.Height), nil
+	if held = upright; format == "jpeg" {
+		head := make([]byte, maxHead)
+		n, err := f.ReadAt(head, 0)
+		if err != nil && err != io.EOF {
+			return size, upright, fmt.Errorf("read media: %w", err)
+		}
+		held = readOrientation(head[:n])
+	}
+	return image.Pt(c.Width, c.Height), held, nil
 }
 
 var noThumbnail = matrix.Errorf(http.StatusBadRequest, matrix.CodeUnknown, "There can be no thumbnail of this file")
@@ -148,8 +164,9 @@ func thumbnailSize(size, box image.Point, crop bool) (from image.Rectangle, to i
 	return image.Rectangle{Min: corner, Max: corner.Add(part)}, to
 }
 
-// make decodes a picture and writes the thumbnail.
-func (m *media) make(ctx context.Context, path, to string, part image.Rectangle, size image.Point) error {
+// make decodes a picture and writes the thumbnail of a part of it. part and size are
+// of the picture as it is stored, before it is turned.
+func (m *media) make(ctx context.Context, path, to string, part image.Rectangle, size image.Point, held orientation) error {
 	select {
 	case m.decoding <- struct{}{}:
 		defer func() { <-m.decoding }()
@@ -165,7 +182,7 @@ func (m *media) make(ctx context.Context, path, to string, part image.Rectangle,
 	if err != nil {
 		return noThumbnail
 	}
-	thumbnail := scaled(picture, part, size)
+	thumbnail := held.turned(scaled(picture, part, size))
 	var b bytes.Buffer
 	if format == "jpeg" {
 		err = jpeg.Encode(&b, thumbnail, &jpeg.Options{Quality: 85})
@@ -182,7 +199,7 @@ func (m *media) make(ctx context.Context, path, to string, part image.Rectangle,
 // scaled is a part of a picture in another size. From far larger ones it goes by
 // way of one of four times the size, since the good method needs memory for each
 // line of what it starts from.
-func scaled(picture image.Image, part image.Rectangle, size image.Point) image.Image {
+func scaled(picture image.Image, part image.Rectangle, size image.Point) *image.RGBA {
 	part = part.Add(picture.Bounds().Min)
 	if between := size.Mul(4); part.Dx() > between.X && part.Dy() > between.Y {
 		small := image.NewRGBA(image.Rectangle{Max: between})
