@@ -148,6 +148,23 @@ func mustDo(tb testing.TB, n backends.Network, text string) string {
 	return r.Reason
 }
 
+func TestContractOverTheWire(t *testing.T) {
+	o, _ := options(t, "puppet")
+	sender := command("stage", "", "").Sender
+	backendtest.Run(t, backendtest.Case{
+		Backend: newPlugin(t, o),
+		Config:  func(testing.TB) json.RawMessage { return json.RawMessage(`{}`) },
+		Bad:     []json.RawMessage{json.RawMessage(`{"open": "refuse"}`), json.RawMessage(`{"open": 1}`)},
+		Chat:    backends.ChatKey{Chat: "stage"},
+		NoChat:  backends.ChatKey{Chat: "full"},
+		Sender:  sender,
+		Say: func(tb testing.TB, n backends.Network, text string) {
+			_ = n.Send(context.Background(), command("wings", text, "announce "+text), func(backends.Result) {})
+		},
+		Messages: 100,
+	})
+}
+
 func TestKillAmidAThousandCommands(t *testing.T) {
 	h, n, _ := openPuppet(t, `{}`)
 	const total = 1000

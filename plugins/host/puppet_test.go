@@ -3,6 +3,7 @@ package host
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -126,6 +127,11 @@ var verbs = map[string]func(ctx context.Context, n *strung, rest string) (string
 		fmt.Fprintln(os.Stderr, "plain "+rest)
 		return "", nil
 	},
+	"announce": func(ctx context.Context, n *strung, rest string) (string, error) {
+		ev := said("stage", rest)
+		ev.ID = backends.MessageID(rand.Text())
+		return "", n.host.Deliver(ctx, ev, nil)
+	},
 	"store":   exerciseStore,
 	"upload":  exerciseMedia,
 	"rooms":   exerciseRooms,
@@ -137,7 +143,7 @@ func (n *strung) Join(ctx context.Context, req backends.JoinRequest) (*backends.
 	case "hang":
 		<-ctx.Done()
 		select {}
-	case "full":
+	case "full": // for all, at any time
 		return nil, &backends.Refusal{Code: backends.RefusedFull, Message: "no room left"}
 	case "nil":
 		return nil, nil
