@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
 	"github.com/gjallar-im/gjallar/homeserver/sqldb"
@@ -87,15 +88,15 @@ func (s *Store) EventsNear(ctx context.Context, room matrix.RoomID, ts int64, ba
 // from < pos ≤ to, newest first, at most limit, whose JSON has all of these texts;
 // capitals do not matter. It may return some more.
 func (s *Store) SearchEvents(ctx context.Context, rooms []matrix.RoomID, texts []string, from, to Pos, limit int) ([]*Event, error) {
-	query := `SELECT ` + eventColumns + ` FROM event WHERE type IN ('m.room.message', 'm.room.name', 'm.room.topic') AND pos > $1 AND pos <= $2`
-	args := []any{from, to}
+	args := []any{from, to, limit}
+	conditions := []string{`type IN ('m.room.message', 'm.room.name', 'm.room.topic')`, `pos > $1`, `pos <= $2`}
 	for _, t := range texts {
 		args = append(args, "%"+likeEscape.Replace(t)+"%")
-		query += fmt.Sprintf(` AND lower(json) LIKE $%d ESCAPE '\'`, len(args))
+		conditions = append(conditions, fmt.Sprintf(`lower(json) LIKE $%d ESCAPE '\'`, len(args)))
 	}
-	query += ` AND room_id IN ` + sqldb.In(len(args)+1, len(rooms))
-	args = append(args, sqldb.Args(rooms)...)
-	list, err := s.events(ctx, query+fmt.Sprintf(` ORDER BY pos DESC LIMIT $%d`, len(args)+1), append(args, limit)...)
+	conditions = append(conditions, `room_id IN `+sqldb.In(len(args)+1, len(rooms)))
+	list, err := s.events(ctx, `SELECT `+eventColumns+` FROM event WHERE `+strings.Join(conditions, ` AND `)+` ORDER BY pos DESC LIMIT $3`,
+		append(args, sqldb.Args(rooms)...)...)
 	if err != nil {
 		return nil, fmt.Errorf("search: %w", err)
 	}
