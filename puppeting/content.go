@@ -3,6 +3,7 @@ package puppeting
 import (
 	"encoding/json"
 	"html"
+	"mime"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -176,8 +177,13 @@ func (c *content) caption() bool { return c.FileName != "" && c.FileName != c.Bo
 
 // file of the message, with a link made by url.
 func (c *content) file(url func(mxc, name string) string) backends.File {
+	name := fileName(c.name())
+	mediaType, _, err := mime.ParseMediaType(c.Info.MimeType)
+	if err != nil {
+		mediaType = ""
+	}
 	return backends.File{
-		URL: url(c.URL, c.name()), Name: c.name(), MediaType: c.Info.MimeType, Size: int64(c.Info.Size), Width: int(c.Info.Width), Height: int(c.Info.Height),
+		URL: url(c.URL, name), Name: name, MediaType: mediaType, Size: int64(c.Info.Size), Width: int(c.Info.Width), Height: int(c.Info.Height),
 		Duration: time.Duration(c.Info.Duration) * time.Millisecond, Thumbnail: url(c.Info.ThumbURL, "thumbnail"),
 	}
 }
@@ -187,7 +193,7 @@ const excerptLength = 120
 
 // excerpt shortens a text to one line fit for quoting.
 func excerpt(s string) string {
-	s = strings.Join(strings.Fields(s), " ")
+	s = strings.Join(strings.Fields(cleanText(s)), " ")
 	if r := []rune(s); len(r) > excerptLength {
 		return string(r[:excerptLength-1]) + "…"
 	}
