@@ -43,9 +43,11 @@ func code(err error) backends.RefusalCode {
 	return r.Code
 }
 
-func TestTwoGatewaysAndANetworkInOneRoom(t *testing.T) {
+func TestTwoGatewaysAndANetworkInOneRoom(t *testing.T) { both(t, testTwoGateways) }
+
+func testTwoGateways(t *testing.T, newWorld func(...*fakeNet) *world) {
 	ircd, muc, irc := newGatewayFake("ircd"), newGatewayFake("muc"), newFake("irc", everything)
-	w := newWorld(t, ircd, muc, irc)
+	w := newWorld(ircd, muc, irc)
 	alice := w.hs.Register("alice")
 	room := alice.CreateRoom(map[string]any{"preset": "public_chat", "room_alias_name": "tea", "name": "Tea", "topic": "no milk"})
 	link(t, w, alice, room, "irc", "#tea")

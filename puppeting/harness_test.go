@@ -21,6 +21,7 @@ import (
 	"github.com/gjallar-im/gjallar/backends"
 	"github.com/gjallar-im/gjallar/backends/richtext"
 	"github.com/gjallar-im/gjallar/homeserver/hstest"
+	"github.com/gjallar-im/gjallar/homeserver/hstest/postgres"
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
 	"github.com/gjallar-im/gjallar/homeserver/sqldb"
 )
@@ -45,11 +46,26 @@ type world struct {
 }
 
 // newWorld starts it all. Each network is Ready at once.
-func newWorld(tb testing.TB, nets ...*fakeNet) *world { return makeWorld(tb, false, nets) }
-
-func makeWorld(tb testing.TB, inside bool, nets []*fakeNet) *world {
+func newWorld(tb testing.TB, nets ...*fakeNet) *world {
 	tb.Helper()
-	w := &world{tb: tb, inside: inside, hs: hstest.Start(tb), nets: nets, dsn: "sqlite:" + filepath.Join(tb.TempDir(), "bridge.db")}
+	return makeWorld(tb, &world{}, nets)
+}
+
+// both runs a test with the bridge's database on SQLite and on PostgreSQL.
+func both(t *testing.T, f func(t *testing.T, newWorld func(...*fakeNet) *world)) {
+	t.Run("SQLite", func(t *testing.T) { f(t, func(nets ...*fakeNet) *world { return newWorld(t, nets...) }) })
+	t.Run("PostgreSQL", func(t *testing.T) {
+		dsn := postgres.Start(t)
+		f(t, func(nets ...*fakeNet) *world { return makeWorld(t, &world{dsn: dsn}, nets) })
+	})
+}
+
+func makeWorld(tb testing.TB, o *world, nets []*fakeNet) *world {
+	tb.Helper()
+	w := &world{tb: tb, inside: o.inside, hs: hstest.Start(tb), nets: nets, dsn: o.dsn}
+	if w.dsn == "" {
+		w.dsn = "sqlite:" + filepath.Join(tb.TempDir(), "bridge.db")
+	}
 	w.web = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if h := w.app.Load(); h != nil {
 			(*h).ServeHTTP(rw, r)

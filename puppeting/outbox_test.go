@@ -230,9 +230,11 @@ func TestATransactionIsTakenOnce(t *testing.T) {
 // TestCrashes stops the bridge at random moments while messages go both ways, and
 // starts it again on the same database. Toward a network that can tell whether a
 // message arrived, and toward Matrix, each arrives once and in order.
-func TestCrashes(t *testing.T) {
+func TestCrashes(t *testing.T) { both(t, testCrashes) }
+
+func testCrashes(t *testing.T, newWorld func(...*fakeNet) *world) {
 	irc := newFake("irc", everything)
-	w := newWorld(t, irc)
+	w := newWorld(irc)
 	alice := w.hs.Register("alice")
 	room := w.portal(alice, "irc", "#go")
 
@@ -348,7 +350,7 @@ func BenchmarkFromRemote(b *testing.B) {
 
 func benchmarkFromRemote(b *testing.B, chats int) {
 	irc := newFake("irc", everything)
-	w := makeWorld(b, true, []*fakeNet{irc})
+	w := makeWorld(b, &world{inside: true}, []*fakeNet{irc})
 	alice := w.hs.Register("alice")
 	for c := range chats {
 		w.portal(alice, "irc", fmt.Sprint("#", c))

@@ -48,10 +48,12 @@ func (w *world) answers(u *hstest.User, room matrix.RoomID, command, answer stri
 	}, func() string { return show(w.timeline(u, room)[before:]) })
 }
 
-func TestCommands(t *testing.T) {
+func TestCommands(t *testing.T) { both(t, testCommands) }
+
+func testCommands(t *testing.T, newWorld func(...*fakeNet) *world) {
 	irc := newFake("irc", everything)
 	irc.refuse["#secret"] = &backends.Refusal{Code: backends.RefusedInviteOnly, Message: "it is by invitation only"}
-	w := newWorld(t, irc, newGatewayFake("ircd"))
+	w := newWorld(irc, newGatewayFake("ircd"))
 	alice, eve := w.hs.Register("alice"), w.hs.Register("eve")
 	room := alice.CreateRoom(map[string]any{"preset": "public_chat"})
 	other := alice.CreateRoom(map[string]any{"preset": "public_chat"})
@@ -194,9 +196,11 @@ func TestPrivateChats(t *testing.T) {
 	}
 }
 
-func TestMembers(t *testing.T) {
+func TestMembers(t *testing.T) { both(t, testMembers) }
+
+func testMembers(t *testing.T, newWorld func(...*fakeNet) *world) {
 	irc := newFake("irc", everything)
-	w := newWorld(t, irc)
+	w := newWorld(irc)
 	alice := w.hs.Register("alice")
 	room := w.portal(alice, "irc", "#go")
 	base := []string{"@alice:test", "@gjallar:test"}
