@@ -32,11 +32,13 @@ var people = []string{"alice", "bob", "carol", "dave", "eve"}
 
 // randomAction is something that someone may try.
 func (r *testRoom) randomAction(c *choices) action {
-	sender, other := people[c.of(len(people))], people[c.of(len(people))]
+	who := append(people, "alice", "alice", "bob") // some do more
+	sender, other := who[c.of(len(who))], who[c.of(len(who))]
+	levels := []string{"levels", "alice=100", fmt.Sprintf("%s=%d", other, []int{0, 10, 50, 90, 100}[c.of(5)]), fmt.Sprintf("state_default=%d", []int{0, 50}[c.of(2)])}
 	verbs := [][]string{
 		{"join"}, {"leave"}, {"rejoin", "x"}, {"invite", other}, {"kick", other}, {"ban", other}, {"topic", "t"}, {"name", "n"},
 		{"rule", []string{"public", "invite", "knock"}[c.of(3)]},
-		{"levels", "alice=100", fmt.Sprintf("%s=%d", other, []int{0, 10, 50, 90, 100}[c.of(5)]), fmt.Sprintf("state_default=%d", []int{0, 50}[c.of(2)])},
+		levels, levels, levels,
 		{"message"},
 	}
 	return r.parseAction(append([]string{sender}, verbs[c.of(len(verbs))]...))
