@@ -354,7 +354,7 @@ func (a *account) enter(c *conn, name string, done func(error)) {
 		done(&backends.Refusal{Code: backends.RefusedForbidden, Message: "you were kicked from " + name})
 		return
 	}
-	if _, in := a.joined[folded]; in {
+	if _, in := a.joined[folded]; in && len(a.joins[folded]) == 0 { // else others were first
 		done(nil)
 		return
 	}

@@ -347,8 +347,10 @@ func (b *bot) handlePart(c *conn, m *irc.Message) {
 	if ch == nil {
 		return
 	}
-	if c.isMe(m) { // the server took us out
-		b.lostChannel(c, ch)
+	if c.isMe(m) {
+		if ch.joined { // the server took us out
+			b.lostChannel(c, ch)
+		}
 		return
 	}
 	reason := ""

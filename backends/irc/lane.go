@@ -30,12 +30,16 @@ type lane struct {
 	inFlight sync.WaitGroup // commands submitted to conn
 	taken    sync.WaitGroup // commands without an outcome
 	conn     *conn          // used last; only the lane's goroutine
+
+	sent  int // number of the last command; guarded by n.mu
+	stale int // commands up to this number are to be retried, as one before them is; guarded by n.mu
 }
 
 // job is a command with its reply.
 type job struct {
-	cmd   *backends.Command
-	reply func(backends.Result)
+	cmd    *backends.Command
+	number int // in the lane
+	reply  func(backends.Result)
 }
 
 func newLane(n *network, chat backends.ChatKey) *lane {
@@ -57,8 +61,16 @@ func (n *network) Send(ctx context.Context, cmd *backends.Command, reply func(ba
 		n.lanes[cmd.Chat] = l
 	}
 	l.taken.Add(1)
+	l.sent++
+	j := &job{cmd: cmd, number: l.sent}
 	n.mu.Unlock()
-	j := &job{cmd, func(r backends.Result) { reply(r); l.taken.Done() }}
+	j.reply = func(r backends.Result) {
+		if r.Outcome == backends.Retry {
+			l.retryRest(j.number)
+		}
+		reply(r)
+		l.taken.Done()
+	}
 	select {
 	case l.jobs <- j:
 		return nil
@@ -91,12 +103,32 @@ func (l *lane) run() {
 	for {
 		select {
 		case j := <-l.jobs:
-			l.n.carryOut(l, j)
+			if l.isStale(j) {
+				j.reply(retryIn(time.Second))
+			} else {
+				l.n.carryOut(l, j)
+			}
 		case <-l.n.ctx.Done():
 			l.refuseRest()
 			return
 		}
 	}
+}
+
+// retryRest makes what the host has sent so far wait for the repetition of a command,
+// so that it does not overtake it.
+func (l *lane) retryRest(number int) {
+	l.n.mu.Lock()
+	defer l.n.mu.Unlock()
+	if number > l.stale {
+		l.stale = l.sent
+	}
+}
+
+func (l *lane) isStale(j *job) bool {
+	l.n.mu.Lock()
+	defer l.n.mu.Unlock()
+	return j.number <= l.stale
 }
 
 // refuseRest answers what is left when the network closes.
