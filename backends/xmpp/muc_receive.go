@@ -181,12 +181,25 @@ func (m *muc) handleSubject(ctx context.Context, e *xep.Element, from jid.JID, a
 	m.topic = &subject
 	m.mu.Unlock()
 	if account != "" {
-		m.reflected(e, &xep.Content{}, backends.MessageID(e.Attr("id")))
+		m.reflected(e, &xep.Content{OriginID: m.subjectID(account, subject)}, backends.MessageID(e.Attr("id")))
 		return
 	}
 	if changed && !silent && at.IsZero() {
 		m.n.deliver(ctx, &backends.Event{Chat: m.chat, Sender: sender, Body: &backends.ChatInfo{Chat: m.chat, Topic: &subject}}, nil)
 	}
+}
+
+// subjectID is the stanza ID of a change of subject of ours: Prosody does not keep
+// it in what it sends to the room.
+func (m *muc) subjectID(account backends.AccountID, subject string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, p := range m.pending {
+		if s := p.stanza.Child(xep.NSComponent, "subject"); s != nil && s.Text() == subject && p.cmd.Sender.Account == account {
+			return id
+		}
+	}
+	return ""
 }
 
 // reflected confirms the command that a message of ours came from.
@@ -203,6 +216,9 @@ func (m *muc) reflected(e *xep.Element, c *xep.Content, id backends.MessageID) {
 		return
 	}
 	delete(m.pending, key)
+	if id == "" {
+		id = backends.MessageID(key)
+	}
 	p.delivery.ids[p.index] = id
 	p.delivery.missing--
 	done := p.delivery.missing == 0

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,18 +30,86 @@ type server struct {
 	register                       func(ctx context.Context, user, password string) error
 	stop                           func()
 	restart                        func(ctx context.Context) error
+	accounts                       map[string]bool
 }
+
+// servers are kept for all tests that do not stop them; by name.
+var servers = struct {
+	sync.Mutex
+	running map[string]*server
+	dirs    []string
+}{running: map[string]*server{}}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	for _, s := range servers.running {
+		s.stop()
+	}
+	for _, dir := range servers.dirs {
+		os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
+// startProsody and startEjabberd run a server whose files are in dir.
+func startProsody(dir string) (*server, error) {
+	p, err := prosody.Run(context.Background(), dir)
+	if err != nil {
+		return nil, err
+	}
+	return &server{prosody.Domain, prosody.MUC, prosody.Component, prosody.Secret, p.C2S, p.ComponentAddr, p.Register, func() { p.Stop() }, p.Restart, nil}, nil
+}
+
+func startEjabberd(dir string) (*server, error) {
+	e, err := ejabberd.Run(context.Background(), dir)
+	if err != nil {
+		return nil, err
+	}
+	return &server{ejabberd.Domain, ejabberd.MUC, ejabberd.Component, ejabberd.Secret, e.C2S, e.ComponentAddr, e.Register, func() { e.Stop() }, e.Restart, nil}, nil
+}
+
+var kinds = []struct {
+	name  string
+	start func(dir string) (*server, error)
+}{{"prosody", startProsody}, {"ejabberd", startEjabberd}}
 
 // withServers runs a test against each real server.
 func withServers(t *testing.T, test func(t *testing.T, s *server)) {
-	t.Run("prosody", func(t *testing.T) {
-		p := prosody.Start(t)
-		test(t, &server{prosody.Domain, prosody.MUC, prosody.Component, prosody.Secret, p.C2S, p.ComponentAddr, p.Register, func() { p.Stop() }, p.Restart})
-	})
-	t.Run("ejabberd", func(t *testing.T) {
-		e := ejabberd.Start(t)
-		test(t, &server{ejabberd.Domain, ejabberd.MUC, ejabberd.Component, ejabberd.Secret, e.C2S, e.ComponentAddr, e.Register, func() { e.Stop() }, e.Restart})
-	})
+	for _, k := range kinds {
+		t.Run(k.name, func(t *testing.T) {
+			servers.Lock()
+			defer servers.Unlock()
+			if servers.running[k.name] == nil {
+				dir, err := os.MkdirTemp("", "gjallar-peer-")
+				if err != nil {
+					t.Fatal(err)
+				}
+				servers.dirs = append(servers.dirs, dir)
+				s, err := k.start(dir)
+				peer.Need(t, err)
+				servers.running[k.name] = s
+			}
+			test(t, servers.running[k.name])
+		})
+	}
+}
+
+// withOwnServers is for tests that stop them.
+func withOwnServers(t *testing.T, test func(t *testing.T, s *server)) {
+	for _, k := range kinds {
+		t.Run(k.name, func(t *testing.T) {
+			s, err := k.start(peer.Dir(t))
+			peer.Need(t, err)
+			t.Cleanup(func() { s.stop() })
+			test(t, s)
+		})
+	}
+}
+
+// roomName is a name that no other test uses.
+func roomName(t *testing.T) string {
+	name, _, _ := strings.Cut(strings.ToLower(t.Name()), "/")
+	return name
 }
 
 // open starts the network at the server.
@@ -91,18 +160,23 @@ func (s *server) login(t *testing.T, user string) *client {
 	if exec.Command(python, "-c", "import slixmpp").Run() != nil {
 		peer.Need(t, fmt.Errorf("%w: slixmpp: apt-get install python3-slixmpp", peer.ErrMissing))
 	}
-	if err := s.register(t.Context(), user, "pw"); err != nil {
-		t.Fatal(err)
+	if !s.accounts[user] {
+		if err := s.register(t.Context(), user, "pw"); err != nil {
+			t.Fatal(err)
+		}
+		if s.accounts == nil {
+			s.accounts = map[string]bool{}
+		}
+		s.accounts[user] = true
 	}
-	return s.connect(t, user)
+	return s.connect(t, user, "test")
 }
 
 // connect logs a client in to an account that exists.
-func (s *server) connect(t *testing.T, user string) *client {
+func (s *server) connect(t *testing.T, user, resource string) *client {
 	t.Helper()
 	host, port, _ := net.SplitHostPort(s.c2s)
-	cmd := exec.Command(python, "testdata/client.py", user+"@"+s.domain+"/test", "pw", host, port)
-	cmd.Stderr = os.Stderr
+	cmd := exec.Command(python, "testdata/client.py", user+"@"+s.domain+"/"+resource, "pw", host, port)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -207,6 +281,16 @@ func (c *client) join(room, nick string) clientEvent {
 		c.t.Fatalf("cannot join %s: %s; it saw\n%s", room, e.Error, strings.Join(c.past, "\n"))
 	}
 	return e
+}
+
+// tryJoin asks to enter a MUC by hand and returns the error, nil if there is none.
+func (c *client) tryJoin(room, nick string) *xep.Error {
+	c.t.Helper()
+	c.raw("<presence to='%s/%s' id='j1'><x xmlns='%s'/></presence>", room, nick, xep.NSMUC)
+	e := c.stanza("answer to the join", func(e *xep.Element) bool {
+		return strings.HasPrefix(e.Attr("from"), room+"/") && (e.Attr("type") == "error" || xep.MUCUserOf(e).Has(xep.StatusSelf))
+	})
+	return xep.ErrorOf(e)
 }
 
 // run sends a command and returns its result.
