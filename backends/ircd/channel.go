@@ -29,10 +29,11 @@ type channel struct {
 // attendance is a session's place in a channel.
 type attendance struct {
 	channel *channel
-	user    backends.User // as the host was told
+	user    backends.User // as the host was told; guarded by network.mu while in session.joined
 	since   time.Time     // when we asked to enter
 	joining bool          // Enter has not returned; guarded by network.mu
 	backlog []*outgoing   // messages of that time; guarded by network.mu
+	evicted bool          // thrown out in that time; guarded by network.mu
 }
 
 // maxBacklog bounds backlog and early.

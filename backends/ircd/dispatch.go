@@ -143,9 +143,6 @@ func (s *session) reply(code string, params ...string) {
 	s.send(s.fromServer(code, append([]string{s.nick}, params...)...))
 }
 
-// notice sends a text of the server's.
-func (s *session) notice(text string) { s.send(s.fromServer("NOTICE", s.nick, text)) }
-
 func (s *session) fromServer(command string, params ...string) *irc.Message {
 	return s.n.fromServer(command, params...)
 }

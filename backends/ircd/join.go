@@ -198,7 +198,10 @@ func (n *network) learn(a *attendance, p *person, view *backends.RoomView) {
 	ch.encrypted = ch.encrypted || view.Encrypted
 	if ch.known {
 		// The members that we keep are newer than the view's.
-		n.showJoin(ch, p, view.Role, time.Time{}, nil)
+		if a.evicted {
+			return
+		}
+		n.showJoin(ch, p, view.Role, time.Time{})
 		return
 	}
 	ch.known = true
@@ -310,7 +313,7 @@ func (s *session) settleIn(a *attendance, shown map[backends.MessageID]bool) {
 			s.put(o.line(s.caps))
 		}
 	}
-	if _, member := a.channel.members[s.person]; !member { // thrown out meanwhile
+	if a.evicted {
 		s.put(s.n.from(s.person, time.Time{}, "PART", a.channel.name).line(s.caps))
 		delete(a.channel.sessions, s)
 		delete(s.joined, a.channel.chat)

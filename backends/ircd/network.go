@@ -249,7 +249,7 @@ func (n *network) sweep() {
 		chat, id, _ := strings.Cut(strings.TrimPrefix(record, recordPrefix), " ")
 		n.exit(&attendance{
 			channel: &channel{chat: backends.ChatID(chat)},
-			user:    backends.User{ID: backends.UserID(id), Name: id},
+			user:    backends.User{ID: backends.UserID(id)},
 		}, "The server was restarted")
 	}
 }

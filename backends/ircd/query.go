@@ -258,6 +258,9 @@ func (s *session) whois(p *person) []*irc.Message {
 	}
 	if len(p.sessions) > 0 {
 		to := p.sessions[0]
+		if to.secure() {
+			line(numericWhoisSecure, "is using a secure connection")
+		}
 		since := to.started
 		if to.spoke.After(since) {
 			since = to.spoke

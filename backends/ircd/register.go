@@ -453,6 +453,9 @@ func (s *session) changeNick(ctx context.Context, nick string) error {
 	}
 	s.n.showNick(p, nick)
 	p.user.Name, s.nick = nick, nick
+	for _, a := range s.joined {
+		a.user.Name = nick
+	}
 	a := s.anywhere()
 	s.n.mu.Unlock()
 	if a == nil {

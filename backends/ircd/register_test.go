@@ -1,10 +1,8 @@
 package ircd
 
 import (
-	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"net"
 	"strings"
 	"testing"
@@ -315,29 +313,4 @@ func TestSchemaIsJSONAndHasTheDefaults(t *testing.T) {
 			t.Errorf("%s: schema says %v, code %v", key, got, value)
 		}
 	}
-}
-
-// brokenRooms cannot tell whether a nick is an account's.
-type brokenRooms struct{ backends.Rooms }
-
-func (brokenRooms) Whois(context.Context, string, string) (*backends.User, error) {
-	return nil, errors.New("the database is away")
-}
-
-type brokenHost struct{ *backendtest.Host }
-
-func (h brokenHost) Rooms() backends.Rooms { return brokenRooms{h.Host.Rooms()} }
-
-func TestANickThatCannotBeCheckedIsRefused(t *testing.T) {
-	host := backendtest.NewHost(t)
-	n, err := New().Open(t.Context(), json.RawMessage(`{"listen": "127.0.0.1:0"}`), brokenHost{host})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &listener{tb: t, host: host, net: n}
-	defer l.close()
-	l.addr = strings.TrimPrefix(host.WaitPhase(backends.Ready).Reason, "listening on ")
-	c := l.connect()
-	c.write("NICK bob", "USER bob 0 * :x")
-	c.got(":localhost 437 * bob :Nickname is temporarily unavailable")
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"net"
 	"net/netip"
@@ -229,6 +230,12 @@ func (s *session) put(line []byte) {
 	if !s.out.put(line) {
 		s.kill("SendQ exceeded")
 	}
+}
+
+// secure reports whether the connection is TLS.
+func (s *session) secure() bool {
+	_, ok := s.conn.(*tls.Conn)
+	return ok
 }
 
 // nextID makes up the ID of a message.

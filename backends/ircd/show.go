@@ -167,7 +167,7 @@ func (n *network) showMember(ch *channel, cmd *backends.Command, m *backends.Mem
 	case !ch.known:
 		ch.wait(cmd)
 	case m.Action == backends.Joined:
-		n.showJoin(ch, n.people.meet(m.User), m.Role, cmd.Time, nil)
+		n.showJoin(ch, n.people.meet(m.User), m.Role, cmd.Time)
 	case m.Action == backends.Left:
 		n.showDeparture(ch, cmd, m, "PART", ch.name)
 	case m.Action == backends.Kicked || m.Action == backends.Banned:
@@ -183,8 +183,13 @@ func (ch *channel) wait(cmd *backends.Command) {
 	}
 }
 
-// showJoin adds a member and shows it to all but except, if it is news.
-func (n *network) showJoin(ch *channel, p *person, role backends.Role, at time.Time, except *session) {
+// showJoin adds a member and shows it, if it is news.
+func (n *network) showJoin(ch *channel, p *person, role backends.Role, at time.Time) {
+	for _, s := range p.sessions {
+		if a := ch.sessions[s]; a != nil {
+			a.evicted = false
+		}
+	}
 	old := ch.members[p]
 	if !ch.add(p, role) {
 		n.showRank(ch, p, p, old, ch.members[p], at)
@@ -198,8 +203,8 @@ func (n *network) showJoin(ch *channel, p *person, role backends.Role, at time.T
 	plain.lacks = capExtendedJoin
 	extended := n.from(p, at, "JOIN", ch.name, account, realName(p.user))
 	extended.needs = capExtendedJoin
-	ch.fan(plain, except)
-	ch.fan(extended, except)
+	ch.fan(plain, nil)
+	ch.fan(extended, nil)
 	n.showRank(ch, p, p, backends.NoRole, ch.members[p], at)
 }
 
@@ -249,7 +254,7 @@ func (n *network) showRole(ch *channel, cmd *backends.Command, c *backends.RoleC
 // showDeparture removes a member, and shows it with a line that ends in the reason.
 func (n *network) showDeparture(ch *channel, cmd *backends.Command, m *backends.Member, command string, params ...string) {
 	p := n.people.look(m.User)
-	if _, member := ch.members[p]; !member || m.Action == backends.Left && ch.stale(p, cmd.Time) {
+	if _, member := ch.members[p]; !member || ch.stale(p, m.Action, cmd.Time) {
 		return
 	}
 	reason := ircmsg.Clean(m.Reason)
@@ -267,10 +272,12 @@ func (n *network) showDeparture(ch *channel, cmd *backends.Command, m *backends.
 }
 
 // stale reports whether a departure at a time is of a former stay: p's client has
-// entered since.
-func (ch *channel) stale(p *person, at time.Time) bool {
+// entered since. Those who throw people out may be on servers with other clocks,
+// so they are doubted only while the client is joining.
+func (ch *channel) stale(p *person, action backends.Action, at time.Time) bool {
 	for _, s := range p.sessions {
-		if a := ch.sessions[s]; a != nil && !at.IsZero() && at.Before(a.since) {
+		a := ch.sessions[s]
+		if a != nil && (a.joining || action == backends.Left) && !at.IsZero() && at.Before(a.since) {
 			return true
 		}
 	}
@@ -280,7 +287,11 @@ func (ch *channel) stale(p *person, at time.Time) bool {
 // evict takes p and p's connections out of a channel.
 func (n *network) evict(ch *channel, p *person) {
 	for _, s := range p.sessions {
-		if a := ch.sessions[s]; a != nil && !a.joining {
+		switch a := ch.sessions[s]; {
+		case a == nil:
+		case a.joining:
+			a.evicted = true // settleIn will see it
+		default:
 			delete(ch.sessions, s)
 			delete(s.joined, ch.chat)
 			n.exitLater(a)
@@ -312,7 +323,7 @@ func (n *network) showMembers(ch *channel, all *backends.Members) {
 	listed := map[*person]bool{}
 	for _, m := range all.Members {
 		p := n.people.meet(m.User)
-		n.showJoin(ch, p, m.Role, time.Time{}, nil)
+		n.showJoin(ch, p, m.Role, time.Time{})
 		listed[p] = true
 	}
 	for p := range ch.members {
