@@ -164,7 +164,7 @@ func (b *Bridge) tombstone(ctx context.Context, ev *appservice.Event) error {
 	}
 	for _, p := range rm.list() {
 		agent := p.intent()
-		if p.isKind(gatewayPortal) {
+		if p.isGateway() {
 			continue
 		}
 		if _, err := agent.Join(ctx, string(to), string(ev.Sender.Server())); err != nil {
@@ -252,7 +252,7 @@ func (b *Bridge) dispatch(ctx context.Context, ev *appservice.Event, name string
 
 func (b *Bridge) linkCommand(ctx context.Context, ev *appservice.Event, args []string) (string, error) {
 	n := b.networks[args[0]]
-	if n == nil || n.gateway != nil {
+	if n == nil || !n.linkable() {
 		return "There is no network " + args[0] + ". There are: " + strings.Join(b.linkable(), ", "), nil
 	}
 	info, err := n.resolve(ctx, strings.Join(args[1:], " "))
@@ -288,11 +288,18 @@ func orRefusal(err error, message string) error {
 	return &backends.Refusal{Code: backends.RefusedUnavailable, Message: message}
 }
 
+// linkable reports whether the network has chats of its own, besides what it shows of
+// our rooms as a gateway.
+func (n *network) linkable() bool {
+	c := n.capabilities()
+	return !c.Gateway || c.Accounts
+}
+
 // linkable are the names of the networks that rooms can be linked to.
 func (b *Bridge) linkable() []string {
 	var names []string
 	for name, n := range b.networks {
-		if n.gateway == nil {
+		if n.linkable() {
 			names = append(names, name)
 		}
 	}
@@ -307,7 +314,7 @@ func (b *Bridge) unlinkCommand(ctx context.Context, ev *appservice.Event, args [
 	}
 	done := 0
 	for _, p := range rm.list() {
-		if p.net.gateway != nil || len(args) > 0 && p.key.network != args[0] || len(args) > 1 && string(p.key.chat) != args[1] {
+		if p.isGateway() || len(args) > 0 && p.key.network != args[0] || len(args) > 1 && string(p.key.chat) != args[1] {
 			continue
 		}
 		if err := b.unlink(ctx, p); err != nil {

@@ -45,6 +45,12 @@ func (p *portal) command(ctx context.Context, ev *appservice.Event) (*backends.C
 	if convert == nil {
 		return nil, nil
 	}
+	if !p.isGateway() && p.b.networkOf(ev.Sender) == p.net {
+		// Our network's own, but maybe from another of its chats.
+		if id, err := p.echo(ctx, ev); err != nil || id != "" || !speech[ev.Type] {
+			return nil, err
+		}
+	}
 	body, err := convert(p, ctx, ev)
 	if err != nil || body == nil {
 		return nil, err
@@ -53,7 +59,7 @@ func (p *portal) command(ctx context.Context, ev *appservice.Event) (*backends.C
 		return nil, nil
 	}
 	cmd := &backends.Command{ID: string(ev.ID), Attempt: 1, Chat: p.key.chatKey(), Sender: p.user(ctx, ev.Sender), Time: time.UnixMilli(ev.OriginServerTS), Body: body}
-	if p.net.gateway != nil {
+	if p.isGateway() {
 		cmd.Echo, err = p.echo(ctx, ev)
 	}
 	return cmd, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -67,15 +68,24 @@ func (b *Bridge) route(ev *appservice.Event) []*outRow {
 // the room's order counts.
 func (p *portal) wants(ev *appservice.Event) bool {
 	if ev.Sender == p.b.client.Bot().UserID() {
-		return p.net.gateway != nil
+		return p.isGateway()
 	}
-	if p.net.gateway != nil {
+	if p.isGateway() {
 		return true
 	}
 	if p.b.networkOf(ev.Sender) != nil && isOwn(ev.Content) {
 		return false
 	}
-	return p.b.networkOf(ev.Sender) != p.net && !isCommand(ev)
+	if isCommand(ev) {
+		return false
+	}
+	return p.b.networkOf(ev.Sender) != p.net || p.hasSibling()
+}
+
+// hasSibling reports whether another chat of the same network is in the room.
+func (p *portal) hasSibling() bool {
+	rm := p.bound()
+	return rm != nil && slices.ContainsFunc(rm.list(), func(q *portal) bool { return q != p && q.net == p.net })
 }
 
 func (b *Bridge) row(k portalKey, ev *appservice.Event) *outRow {
@@ -189,7 +199,7 @@ const ephemeralTimeout = 5 * time.Second
 // sendEphemeral sends what is not queued; that it fails is nobody's concern.
 func (p *portal) sendEphemeral(ctx context.Context, sender matrix.UserID, body backends.Body) {
 	nw, err := p.net.get()
-	if err != nil || !p.ready() || p.b.networkOf(sender) == p.net && p.net.gateway == nil {
+	if err != nil || !p.ready() || p.b.networkOf(sender) == p.net && !p.isGateway() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, ephemeralTimeout)

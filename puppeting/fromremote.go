@@ -283,7 +283,7 @@ func (p *portal) handle(ctx context.Context, ev *backends.Event) (outcome, error
 // isEcho reports whether an event is what a user of ours did, seen again on the
 // network. In a gateway's chat it is how users of ours speak.
 func (p *portal) isEcho(ev *backends.Event) bool {
-	return p.net.gateway == nil && ev.Sender.Account != ""
+	return !p.isGateway() && ev.Sender.Account != ""
 }
 
 // known is the receipt of an event that was handled before, nil if it was not.
@@ -330,7 +330,7 @@ func (p *portal) joinRoom(ctx context.Context, rm *room, intent *appservice.Inte
 	if _, joined := rm.member(ctx, intent.UserID()); joined {
 		return nil
 	}
-	if p.net.gateway != nil {
+	if p.isGateway() {
 		return refuse(backends.RefusedForbidden, "you are not in this room")
 	}
 	_, err := intent.Join(ctx, string(rm.id))
@@ -439,7 +439,7 @@ func (p *portal) txnID(ev *backends.Event, part int) string {
 // sendPiece sends an event. One who was removed from the room meanwhile joins again.
 func (p *portal) sendPiece(ctx context.Context, rm *room, intent *appservice.Intent, txnID string, pc piece, ts time.Time) (matrix.EventID, error) {
 	id, err := intent.Send(ctx, rm.id, pc.typ, txnID, pc.content, ts)
-	if isForbidden(err) && p.net.gateway == nil {
+	if isForbidden(err) && !p.isGateway() {
 		rm.setMember(intent.UserID(), false, appservice.Profile{})
 		if p.joinRoom(ctx, rm, intent) == nil {
 			id, err = intent.Send(ctx, rm.id, pc.typ, txnID, pc.content, ts)
@@ -641,7 +641,7 @@ func (p *portal) unreact(ctx context.Context, rm *room, intent *appservice.Inten
 func (p *portal) redact(ctx context.Context, rm *room, intent *appservice.Intent, event matrix.EventID, reason string) error {
 	txn := hashID("redact", string(event), string(intent.UserID()))
 	_, err := intent.Redact(ctx, rm.id, event, txn, reason)
-	if isForbidden(err) && p.net.gateway == nil {
+	if isForbidden(err) && !p.isGateway() {
 		_, err = p.intent().Redact(ctx, rm.id, event, txn, reason)
 	}
 	return err
@@ -667,7 +667,7 @@ func (p *portal) removalFromRemote(ctx context.Context, ev *backends.Event, r *b
 		return err
 	}
 	for _, m := range parts {
-		if !r.Moderated && p.net.gateway == nil && m.sender != intent.UserID() {
+		if !r.Moderated && !p.isGateway() && m.sender != intent.UserID() {
 			return refuse(backends.RefusedForbidden, "only its author can remove a message")
 		}
 		if err := p.redact(ctx, rm, intent, m.event, cleanText(r.Reason)); err != nil {

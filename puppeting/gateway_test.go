@@ -283,3 +283,31 @@ func TestAGatewayMakesRoomsAndListsThem(t *testing.T) {
 		t.Errorf("older history %s, %v", show(older), err)
 	}
 }
+
+// TestANetworkThatIsAGatewayToo has a room both linked with a chat of a network and
+// entered through it, as XMPP does with MUCs on both sides.
+func TestANetworkThatIsAGatewayToo(t *testing.T) {
+	caps := everything
+	caps.Gateway = true
+	xmpp := newFake("xmpp", caps)
+	w := newWorld(t, xmpp)
+	alice := w.hs.Register("alice")
+	room := alice.CreateRoom(map[string]any{"preset": "public_chat", "room_alias_name": "tea"})
+	link(t, w, alice, room, "xmpp", "room@muc")
+	xmpp.enter(t, "tea@gateway", "tea", guest("max"), 0)
+	xmpp.saysAs(t, "tea@gateway", "max", "from max", "1")
+	xmpp.saysAs(t, "room@muc", "bob", "from bob", "2")
+	alice.Say(room, "from alice")
+	got := map[string][]string{}
+	for len(got["tea@gateway"]) < 3 || len(got["room@muc"]) < 2 {
+		c := xmpp.await(t, "message", func(c *backends.Command) bool { return strings.HasPrefix(plainOf(c), "from ") })
+		got[string(c.Chat.Chat)] = append(got[string(c.Chat.Chat)], plainOf(c)+" "+string(c.Echo))
+	}
+	w.drained()
+	if want := []string{"from max 1", "from bob ", "from alice "}; !slices.Equal(got["tea@gateway"], want) {
+		t.Errorf("the gateway got %q, want %q", got["tea@gateway"], want)
+	}
+	if want := []string{"from max ", "from alice "}; !slices.Equal(got["room@muc"], want) {
+		t.Errorf("the MUC got %q, want %q", got["room@muc"], want)
+	}
+}

@@ -272,7 +272,7 @@ func newFake(name string, caps backends.Capabilities) *fakeNet {
 
 func newGatewayFake(name string) *fakeNet {
 	caps := everything
-	caps.Gateway = true
+	caps.Gateway, caps.Accounts = true, false
 	return newFake(name, caps)
 }
 

@@ -9,7 +9,7 @@ import (
 
 // memberFromRemote applies a change of membership, or keeps it for later if it is quiet.
 func (p *portal) memberFromRemote(ctx context.Context, ev *backends.Event, m *backends.Member) error {
-	if p.bound() == nil || p.net.gateway != nil && m.User.ID == "" && m.User.Account == "" {
+	if p.bound() == nil || p.isGateway() && m.User.ID == "" && m.User.Account == "" {
 		return nil
 	}
 	if m.Quiet && m.User.ID != "" && m.User.Account == "" {
@@ -76,7 +76,7 @@ func (p *portal) moderate(ctx context.Context, rm *room, ev *backends.Event, m *
 		return nil
 	}
 	actor, reason := p.intent(), cleanText(m.Reason)
-	if p.net.gateway != nil {
+	if p.isGateway() {
 		var err error
 		if actor, err = p.actor(ctx, ev.Sender); err != nil {
 			return err
@@ -96,7 +96,7 @@ func (p *portal) moderate(ctx context.Context, rm *room, ev *backends.Event, m *
 	if err == nil && m.Action != backends.Unbanned {
 		rm.setMember(u, false, profileless)
 	}
-	if !isForbidden(err) || p.net.gateway != nil {
+	if !isForbidden(err) || p.isGateway() {
 		return err
 	}
 	if m.User.Account == "" { // without the power for it, the ghost goes by itself
@@ -107,11 +107,11 @@ func (p *portal) moderate(ctx context.Context, rm *room, ev *backends.Event, m *
 }
 
 func (p *portal) invite(ctx context.Context, rm *room, ev *backends.Event, m *backends.Member) error {
-	if p.isEcho(ev) || m.User.Account == "" && p.net.gateway == nil {
+	if p.isEcho(ev) || m.User.Account == "" && !p.isGateway() {
 		return nil
 	}
 	actor := p.intent()
-	if p.net.gateway != nil {
+	if p.isGateway() {
 		var err error
 		if actor, err = p.actor(ctx, ev.Sender); err != nil {
 			return err
@@ -124,7 +124,7 @@ func (p *portal) invite(ctx context.Context, rm *room, ev *backends.Event, m *ba
 // applied as quiet ones.
 func (p *portal) membersFromRemote(ctx context.Context, list *backends.Members) error {
 	rm := p.bound()
-	if rm == nil || p.net.gateway != nil {
+	if rm == nil || p.isGateway() {
 		return nil
 	}
 	here, err := rm.memberIDs(ctx)
@@ -197,7 +197,7 @@ func (p *portal) infoFromRemote(ctx context.Context, ev *backends.Event, info *b
 		return nil
 	}
 	actor := p.intent()
-	if p.net.gateway != nil {
+	if p.isGateway() {
 		var err error
 		if actor, err = p.actor(ctx, ev.Sender); err != nil {
 			return err
@@ -216,7 +216,7 @@ func (p *portal) infoFromRemote(ctx context.Context, ev *backends.Event, info *b
 			continue
 		}
 		if _, err := actor.SendState(ctx, rm.id, s.typ, "", map[string]any{s.field: value}); err != nil {
-			if isForbidden(err) && p.net.gateway == nil {
+			if isForbidden(err) && !p.isGateway() {
 				p.log.Info("the room's state cannot be changed", "type", s.typ, "err", err)
 				continue
 			}
@@ -238,11 +238,11 @@ var levels = map[backends.Role]level{
 func (p *portal) roleFromRemote(ctx context.Context, ev *backends.Event, r *backends.RoleChange) error {
 	rm := p.bound()
 	to, said := levels[r.Role]
-	if rm == nil || !said || p.isEcho(ev) || p.net.gateway == nil && r.User.Account != "" {
+	if rm == nil || !said || p.isEcho(ev) || !p.isGateway() && r.User.Account != "" {
 		return nil
 	}
 	actor := p.intent()
-	if p.net.gateway != nil {
+	if p.isGateway() {
 		var err error
 		if actor, err = p.actor(ctx, ev.Sender); err != nil {
 			return err
@@ -266,7 +266,7 @@ func (p *portal) roleFromRemote(ctx context.Context, ev *backends.Event, r *back
 	}
 	pl["users"] = users
 	_, err := actor.SendState(ctx, rm.id, matrix.TypePowerLevels, "", pl)
-	if isForbidden(err) && p.net.gateway == nil {
+	if isForbidden(err) && !p.isGateway() {
 		p.log.Info("a role cannot be given", "err", err)
 		return nil
 	}

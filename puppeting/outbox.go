@@ -405,7 +405,7 @@ func (p *portal) names(r *outResult) []*mapping {
 // letter is the dead letter for an outcome, nil if the loss is of no account.
 func (p *portal) letter(r *outResult) *letter {
 	row := r.item.row
-	if p.isKind(gatewayPortal) || !matters(&row.event) {
+	if p.isGateway() || !matters(&row.event) {
 		return nil
 	}
 	rm := p.bound()

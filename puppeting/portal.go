@@ -74,6 +74,10 @@ func (p *portal) isKind(k portalKind) bool {
 	return p.kind == k
 }
 
+// isGateway reports whether the room is shown to users of the network, and not a
+// chat of the network to users of ours.
+func (p *portal) isGateway() bool { return p.isKind(gatewayPortal) }
+
 // intent is who reads the room, and speaks in the bridge's own name.
 func (p *portal) intent() *appservice.Intent { return p.b.client.As(p.agentID()) }
 
@@ -92,7 +96,7 @@ const joinTimeout = time.Minute
 // join has the network follow the chat.
 func (p *portal) join(ctx context.Context) error {
 	defer p.setJoined(true)
-	if p.isKind(gatewayPortal) {
+	if p.isGateway() {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
@@ -192,7 +196,7 @@ func (p *portal) byID(ctx context.Context, id backends.MessageID) (*mapping, err
 // with what was said before it was there; nil if there is none.
 func (p *portal) eventNamed(ctx context.Context, id backends.MessageID) *mapping {
 	rm := p.bound()
-	if p.net.gateway == nil || rm == nil || len(id) == 0 || id[0] != '$' {
+	if !p.isGateway() || rm == nil || len(id) == 0 || id[0] != '$' {
 		return nil
 	}
 	ev, err := rm.event(ctx, matrix.EventID(id))
@@ -236,7 +240,7 @@ func (p *portal) byEvent(ctx context.Context, id matrix.EventID) (*mapping, erro
 // nameOf is byEvent, but that a gateway knows events without a name by their ID.
 func (p *portal) nameOf(ctx context.Context, id matrix.EventID) (*mapping, error) {
 	m, err := p.byEvent(ctx, id)
-	if m == nil && err == nil && id != "" && p.net.gateway != nil {
+	if m == nil && err == nil && id != "" && p.isGateway() {
 		m = p.eventNamed(ctx, backends.MessageID(id))
 	}
 	return m, err

@@ -20,7 +20,7 @@ const aliasTimeout = 25 * time.Second
 func (b *Bridge) aliasQuery(ctx context.Context, alias matrix.RoomAlias) (bool, error) {
 	name, rest, ok := strings.Cut(alias.Localpart(), "_")
 	n := b.networks[name]
-	if !ok || n == nil || rest == "" || string(alias.Server()) != b.o.ServerName || n.gateway != nil || strings.HasPrefix(rest, "=h") {
+	if !ok || n == nil || rest == "" || string(alias.Server()) != b.o.ServerName || !n.linkable() || strings.HasPrefix(rest, "=h") {
 		return false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, aliasTimeout)
@@ -130,7 +130,7 @@ func (p *portal) createDirect(ctx context.Context, ev *backends.Event) (*room, e
 		return rm, nil
 	}
 	account := userID(p.key.account)
-	if _, err := matrix.ParseUserID(string(account)); err != nil || !p.b.isLocal(account) && p.net.gateway != nil {
+	if _, err := matrix.ParseUserID(string(account)); err != nil {
 		return nil, refuse(backends.RefusedInvalid, "no such account")
 	}
 	peer := ev.Sender
