@@ -262,6 +262,24 @@ func (n *network) loadNick(id backends.AccountID) (s storedNick) {
 	return s
 }
 
+// loadNicks reads which nicks accounts have had.
+func (n *network) loadNicks() {
+	ctx, cancel := context.WithTimeout(n.ctx, storeTimeout)
+	defer cancel()
+	all, err := n.host.Store().Scan(ctx, nickKey)
+	if err != nil {
+		n.log.Warn("cannot read the stored nicks", "err", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, raw := range all {
+		var s storedNick
+		if json.Unmarshal(raw, &s) == nil && s.Nick != "" {
+			n.formerly[n.mapping.Fold(s.Nick)] = true
+		}
+	}
+}
+
 func (a *account) storeNick(nick string) {
 	a.mu.Lock()
 	user := a.user

@@ -1,6 +1,7 @@
 package irc
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"sync"
@@ -20,6 +21,8 @@ const (
 	stableAfter    = time.Minute      // a connection that lasted so long resets the backoff
 	fatalRetry     = 5 * time.Minute  // after the server refused us for good
 	maxRejoinShift = 6
+	leastGap       = 5 * time.Second // shorter ones are not told
+	heartbeat      = time.Minute     // how often is stored that we are here
 )
 
 // bot is the connection that follows channels.
@@ -34,6 +37,7 @@ type bot struct {
 	channels  map[string]*channel // by folded name
 	splitting bool                // a timer for split members is set
 	lists     []*listing
+	lastUp    time.Time // when the last connection ended, as far as we know
 	seen      *sightings
 }
 
@@ -114,6 +118,9 @@ func (b *bot) once() error {
 	b.channels = map[string]*channel{}
 	b.splitting = false
 	err = c.run(b.n.ctx, raw)
+	if c.phase == ready {
+		b.lastUp = time.Now()
+	}
 	b.setConn(nil)
 	b.n.ownGivenUp(c.nick, "")
 	b.seen.lost()
@@ -124,10 +131,43 @@ func (b *bot) once() error {
 func (b *bot) registered(c *conn) {
 	b.n.learn(&c.isupport)
 	b.n.ownAdd(c.nick, "")
+	if b.lastUp.IsZero() {
+		b.lastUp = b.n.loadAlive()
+	}
+	b.beat(c)
 	b.setConn(c)
 	caps := capabilities
 	caps.Typing = c.typing()
 	b.n.deliverState(backends.Ready, "", &caps)
+}
+
+// beat stores that we are here, so that the next process knows since when it is not.
+func (b *bot) beat(c *conn) {
+	b.n.conns.Go(b.n.storeAlive)
+	c.after(heartbeat, func() { b.beat(c) })
+}
+
+const aliveKey = "alive"
+
+func (n *network) storeAlive() {
+	ctx, cancel := context.WithTimeout(n.ctx, storeTimeout)
+	defer cancel()
+	now := time.Now().UTC().Format(time.RFC3339)
+	if err := n.host.Store().Put(ctx, aliveKey, []byte(now)); err != nil && n.ctx.Err() == nil {
+		n.log.Warn("cannot store that the network is connected", "err", err)
+	}
+}
+
+// loadAlive returns when an earlier process was connected last, as far as is known.
+func (n *network) loadAlive() time.Time {
+	ctx, cancel := context.WithTimeout(n.ctx, storeTimeout)
+	defer cancel()
+	raw, err := n.host.Store().Get(ctx, aliveKey)
+	if err != nil {
+		n.log.Warn("cannot read when the network was connected", "err", err)
+	}
+	t, _ := time.Parse(time.RFC3339, string(raw)) // zero is not known
+	return t
 }
 
 // typing reports whether the network passes typing on
@@ -207,7 +247,8 @@ func (b *bot) isOurs(nick string) bool {
 }
 
 // join makes the bot enter a channel, if it is not in it, and tells the members.
-func (b *bot) join(c *conn, name string, done func(*backends.ChatInfo, error)) {
+// What was said after since, if it is not zero, is told too, or that it is missing.
+func (b *bot) join(c *conn, name string, since time.Time, done func(*backends.ChatInfo, error)) {
 	ch := b.channel(c, name)
 	if ch == nil {
 		ch = &channel{name: name, members: map[string]*member{}, split: map[string]*member{}}
@@ -219,6 +260,7 @@ func (b *bot) join(c *conn, name string, done func(*backends.ChatInfo, error)) {
 		return
 	}
 	ch.waiters = append(ch.waiters, done)
+	ch.since = since
 	if ch.request == nil {
 		b.requestJoin(c, ch)
 	}
@@ -321,14 +363,55 @@ func (b *bot) handleNamesEnd(c *conn, m *irc.Message) {
 	}
 	clear(ch.split)
 	b.tellMembers(c, ch)
-	if !ch.joined && !ch.lost.IsZero() {
-		b.tell(c, ch, nil, backends.User{}, &backends.Gap{From: ch.lost, To: time.Now()})
-		ch.lost = time.Time{}
+	if !ch.joined {
+		b.catchUp(c, ch)
 	}
 	ch.joined = true
 	b.seen.joined(c.fold(ch.name))
 	if ch.request != nil {
 		c.finish(ch.request, nil)
+	}
+}
+
+// catchUp waits whether the network replays what was said while we were away, which
+// it does at once, and tells of a gap otherwise.
+func (b *bot) catchUp(c *conn, ch *channel) {
+	if !ch.lost.IsZero() {
+		ch.since = ch.lost
+	}
+	from, now := ch.since, time.Now()
+	ch.lost, ch.replay = time.Time{}, false
+	if from.IsZero() {
+		return
+	}
+	if from.Before(b.lastUp) {
+		from = b.lastUp
+	}
+	if now.Sub(from) < leastGap {
+		return
+	}
+	c.submit(&request{lines: []*irc.Message{ircmsg.New("PING", "joined")}, done: func(o outcome) {
+		if o.err == nil && !ch.replay {
+			b.tell(c, ch, nil, backends.User{}, &backends.Gap{From: from, To: now})
+		}
+	}})
+}
+
+// handleReplay delivers what was said before we came, if it is wanted. It needs the
+// network's own ID and time, by which the host knows what it has already.
+func (b *bot) handleReplay(c *conn, ch *channel, m *irc.Message) {
+	at := timeOf(m)
+	if m.Tags["msgid"] == "" || at.IsZero() || ch.since.IsZero() {
+		return
+	}
+	ch.replay = true
+	// Accounts that are not connected yet come from where we come from.
+	ours := b.isOurs(m.Prefix.Name) || m.Prefix.Host == c.host && b.n.wasOurs(m.Prefix.Name)
+	if ours || at.Before(ch.since.Truncate(time.Second)) {
+		return
+	}
+	if body := b.n.messageOf(m); body != nil {
+		b.tell(c, ch, m, b.user(m), body)
 	}
 }
 
@@ -535,7 +618,8 @@ func (b *bot) handleMessage(c *conn, m *irc.Message) {
 		return
 	}
 	if c.batches[m.Tags["batch"]].kind == "chathistory" {
-		return // it was said before we came
+		b.handleReplay(c, ch, m)
+		return
 	}
 	if b.isOurs(m.Prefix.Name) {
 		b.seen.message(c.fold(m.Prefix.Name), c.fold(ch.name), m.Params[1])

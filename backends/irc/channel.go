@@ -23,6 +23,8 @@ type channel struct {
 	waiters []func(*backends.ChatInfo, error)
 	kicks   int       // how often we were kicked
 	lost    time.Time // when we were kicked
+	since   time.Time // what was said after it is wanted, if the network replays it; zero is nothing
+	replay  bool      // the network has replayed what was said before
 }
 
 // member of a channel.

@@ -83,15 +83,11 @@ func (n *network) Join(ctx context.Context, req backends.JoinRequest) (*backends
 		return nil, &backends.Refusal{Code: backends.RefusedInvalid, Message: name + " is not a channel"}
 	}
 	n.setChatID(req.Chat.Chat)
-	info, err := on(ctx, n, func(c *conn, done func(*backends.ChatInfo, error)) { n.bot.join(c, name, done) })
-	if err != nil {
-		return nil, err
+	var since time.Time
+	if req.Resume != nil {
+		since = req.Resume.Time
 	}
-	if req.Resume != nil && time.Since(req.Resume.Time) > 0 {
-		gap := &backends.Gap{From: req.Resume.Time, To: time.Now()}
-		n.deliver(&backends.Event{Chat: req.Chat, Body: gap})
-	}
-	return info, nil
+	return on(ctx, n, func(c *conn, done func(*backends.ChatInfo, error)) { n.bot.join(c, name, since, done) })
 }
 
 // joinPrivate connects an account that was connected once, so that it can be written

@@ -46,7 +46,7 @@ func FuzzServer(f *testing.F) {
 				if c.phase == registering && len(script)%2 == 0 { // half of the inputs are of a connected server
 					c.handleReady(nil)
 					if o == owner(b) {
-						b.join(c, "#tea", func(*backends.ChatInfo, error) {})
+						b.join(c, "#tea", time.Now().Add(-time.Hour), func(*backends.ChatInfo, error) {})
 						b.list(c, "", func([]backends.ChatInfo, error) {})
 					}
 				}

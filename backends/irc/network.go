@@ -41,6 +41,7 @@ type network struct {
 	nickLen  int                             // guarded by mu
 	chatIDs  map[string]backends.ChatID      // folded name to the host's ID; guarded by mu
 	own      map[string]ownNick              // folded; guarded by mu
+	formerly map[string]bool                 // folded nicks that accounts have had; guarded by mu
 	accounts map[backends.AccountID]*account // guarded by mu
 	lanes    map[backends.ChatKey]*lane      // guarded by mu
 	closed   bool                            // guarded by mu
@@ -64,6 +65,7 @@ func open(cfg *config, dial dialFunc, host backends.Host) *network {
 		nickLen:  maxNick,
 		chatIDs:  map[string]backends.ChatID{},
 		own:      map[string]ownNick{},
+		formerly: map[string]bool{},
 		accounts: map[backends.AccountID]*account{},
 		lanes:    map[backends.ChatKey]*lane{},
 	}
@@ -71,7 +73,7 @@ func open(cfg *config, dial dialFunc, host backends.Host) *network {
 	n.tellCt, n.tellNo = context.WithCancel(context.Background())
 	n.bot = newBot(n)
 	go n.tell()
-	n.conns.Go(n.bot.run)
+	n.conns.Go(func() { n.loadNicks(); n.bot.run() })
 	return n
 }
 
@@ -141,14 +143,17 @@ func (n *network) learn(s *ircmsg.ISupport) {
 		return
 	}
 	n.mapping = s.Mapping()
-	for nick, o := range n.own {
-		delete(n.own, nick)
-		n.own[n.mapping.Fold(nick)] = o
+	n.own = refold(n.own, n.mapping)
+	n.chatIDs = refold(n.chatIDs, n.mapping)
+	n.formerly = refold(n.formerly, n.mapping)
+}
+
+func refold[T any](old map[string]T, mapping ircmsg.Mapping) map[string]T {
+	m := make(map[string]T, len(old))
+	for name, v := range old {
+		m[mapping.Fold(name)] = v
 	}
-	for name, id := range n.chatIDs {
-		delete(n.chatIDs, name)
-		n.chatIDs[n.mapping.Fold(name)] = id
-	}
+	return m
 }
 
 // chatID returns the host's ID of a channel or nick.
@@ -176,6 +181,9 @@ func (n *network) ownAdd(nick string, a backends.AccountID) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.own[n.mapping.Fold(nick)] = ownNick{account: a}
+	if a != "" {
+		n.formerly[n.mapping.Fold(nick)] = true
+	}
 }
 
 // ownGivenUp is called when a connection no longer has the nick.
@@ -210,6 +218,13 @@ func (n *network) ownAccount(nick string) (backends.AccountID, bool) {
 		return "", false
 	}
 	return o.account, ok
+}
+
+// wasOurs reports whether an account has had a nick, perhaps in an earlier process.
+func (n *network) wasOurs(nick string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.formerly[n.mapping.Fold(nick)]
 }
 
 // nickOf returns the nick of an account that is connected, else "".

@@ -2,12 +2,14 @@ package irc
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/gjallar-im/gjallar/backends"
 	"github.com/gjallar-im/gjallar/backends/backendtest"
+	"github.com/gjallar-im/gjallar/backends/backendtest/inspircd"
 	"github.com/gjallar-im/gjallar/backends/irc/ircmsg"
 	"github.com/gjallar-im/gjallar/backends/richtext"
 )
@@ -346,4 +348,48 @@ func TestTwoUsersOfOneName(t *testing.T) {
 		result(t, say(t, n, "#tea", alice, "three"), backends.Delivered)
 		bob.wait(":Alicia!", "three")
 	})
+}
+
+// InspIRCd replays what was said while the bridge was away.
+func TestWhatWasMissedIsReplayed(t *testing.T) {
+	t.Parallel()
+	s := inspircd.Start(t)
+	bob := newStranger(t, s.Addr, "bob", "#tea")
+	bob.send("MODE #tea +H 50:1h")
+	bob.wait("MODE #tea")
+	host, n := openNetwork(t, s.Addr, nil)
+	join(t, n, "#tea")
+	bob.send("PRIVMSG #tea :seen")
+	seen, _ := backendtest.NextBody[*backends.Message](host, nil)
+	result(t, say(t, n, "#tea", alice, "ours"), backends.Delivered)
+	if err := n.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	bob.wait("QUIT")
+	bob.send("PRIVMSG #tea :missed", "PING x")
+	bob.wait("PONG")
+
+	n, err := New().Open(t.Context(), json.RawMessage(fmt.Sprintf(`{"server":%q,"tls":false,"nick":"bridge"}`, s.Addr)), host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close(context.Background())
+	host.WaitPhase(backends.Ready)
+	req := backends.JoinRequest{Chat: backends.ChatKey{Chat: "#tea"}, Resume: &backends.Mark{ID: seen.ID, Time: seen.Time}}
+	if _, err := n.Join(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	bob.wait("JOIN")
+	bob.send("PRIVMSG #tea :live")
+	for _, want := range []string{"seen", "missed", "live"} {
+		ev, m := backendtest.NextBody[*backends.Message](host, nil)
+		if m.Text.Plain() != want || want == "seen" && ev.ID != seen.ID {
+			t.Errorf("%q with ID %s, want %q", m.Text.Plain(), ev.ID, want)
+		}
+	}
+	for _, ev := range host.Events() {
+		if gap, ok := ev.Body.(*backends.Gap); ok {
+			t.Errorf("told of a gap: %+v", gap)
+		}
+	}
 }

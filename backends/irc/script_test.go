@@ -445,6 +445,8 @@ func TestAKickedBotComesBack(t *testing.T) {
 		bot.send(":irc.test 474 bridge #tea :Cannot join (+b)")
 		bot.expect("JOIN #tea")
 		bot.welcome("bridge")
+		bot.expect("PING joined", "PING done-1")
+		bot.send("PONG done-1")
 		_, gap := backendtest.NextBody[*backends.Gap](s.host, nil)
 		if gap.To.Sub(gap.From) < 3*rejoinAfter {
 			t.Errorf("gap of %v", gap.To.Sub(gap.From))
@@ -573,5 +575,45 @@ func TestWhatWasInterruptedIsFoundOut(t *testing.T) {
 		c.expect("PRIVMSG #tea untouched", "PING done-1")
 		c.send("PONG :done-1")
 		result(t, untouched, backends.Delivered)
+	})
+}
+
+func TestAGapIsTold(t *testing.T) {
+	script(t, "", func(t *testing.T, s *fakeServer) {
+		bot := s.acceptBot()
+		pass(time.Hour)
+		s.down.Store(true)
+		bot.conn.Close()
+		s.host.WaitPhase(backends.Disconnected)
+		lost := time.Now()
+		pass(time.Minute)
+		s.down.Store(false)
+		bot = s.accept("bridge", "bridge", ":Gjallar bridge")
+		s.host.WaitPhase(backends.Ready)
+		go s.net.Join(context.Background(), backends.JoinRequest{
+			Chat: backends.ChatKey{Chat: "#tea"}, Resume: &backends.Mark{ID: "x", Time: lost.Add(-30 * time.Minute)},
+		})
+		bot.expect("JOIN #tea")
+		bot.welcome("bridge")
+		bot.expect("PING joined", "PING done-1")
+		bot.send("PONG joined", "PONG done-1")
+		if _, gap := backendtest.NextBody[*backends.Gap](s.host, nil); gap.From != lost || time.Since(gap.To) > time.Second {
+			t.Errorf("gap from %v to %v, was lost at %v", gap.From, gap.To, lost)
+		}
+	})
+}
+
+func TestWhoWaitsForTheChannelComesFirst(t *testing.T) {
+	script(t, "", func(t *testing.T, s *fakeServer) {
+		s.acceptBot()
+		s.say("1", "one")
+		c := s.accept("Alice", "alice", "Alice")
+		c.expect("JOIN #tea")
+		c.send(":Alice!u@host JOIN #tea")
+		s.say("2", "two")
+		c.quiet()
+		c.send(":irc.test 366 Alice #tea :End")
+		c.expect("PRIVMSG #tea one", "PING done-1", "PRIVMSG #tea two", "PING done-2")
+		c.send("PONG done-2")
 	})
 }
