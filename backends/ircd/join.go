@@ -80,6 +80,9 @@ func (s *session) join(ctx context.Context, name string) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	if s.crowded() {
+		return refuse(irc.ERR_TOOMANYCHANNELS, to.name, "You have joined too many channels")
+	}
 	a, wait := s.arrive(to)
 	for wait != nil {
 		select {
@@ -112,6 +115,15 @@ func (s *session) join(ctx context.Context, name string) error {
 	s.playBack(to.name, history)
 	s.settleIn(a, shown)
 	return nil
+}
+
+// maxChannels is how many channels a client may be in (CHANLIMIT).
+const maxChannels = 250
+
+func (s *session) crowded() bool {
+	s.n.mu.Lock()
+	defer s.n.mu.Unlock()
+	return len(s.joined) >= maxChannels
 }
 
 // arrive reserves the session's place in a channel: nil if it has one. It is to be

@@ -73,6 +73,22 @@ func TestTLS(t *testing.T) {
 	raw.rest()
 }
 
+func TestAnEndlessHandshakeEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, _ := piped(t)
+		ours, theirs := net.Pipe()
+		n.serve(tls.Server(ours, &tls.Config{}))
+		begin := time.Now()
+		newClient(t, theirs).patient()
+		if d := time.Since(begin); d > 2*registerTimeout {
+			t.Errorf("it took %v", d)
+		}
+		if err := n.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // Lines beyond the rate wait; none is lost.
 func TestLineRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -131,6 +131,9 @@ func (n *network) ending(s *session, reason string) { s.reason.CompareAndSwap(ni
 func (n *network) depart(s *session) {
 	n.ending(s, "Connection closed")
 	reason := *s.reason.Load()
+	if s.ready.Load() {
+		n.log.Info("irc client disconnected", "nick", s.nick, "reason", reason)
+	}
 	left := n.unseat(s, reason)
 	for _, a := range left {
 		n.exit(a, reason)
@@ -237,7 +240,7 @@ func (n *network) unrecord(ctx context.Context, a *attendance) {
 // sweep takes the guests of the last run out of their rooms, if it did not end
 // properly. Nobody joins before.
 func (n *network) sweep() {
-	defer close(n.swept)
+	defer close(n.swept) // after the waiting below
 	ctx, cancel := context.WithTimeout(n.ctx, hostTimeout)
 	defer cancel()
 	records, err := n.host.Store().Scan(ctx, recordPrefix)
@@ -245,14 +248,22 @@ func (n *network) sweep() {
 		n.log.Warn("irc guests of the last run could not be read", "err", err)
 		return
 	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	turns := make(chan struct{}, sweepAtOnce)
 	for record := range records {
 		chat, id, _ := strings.Cut(strings.TrimPrefix(record, recordPrefix), " ")
-		n.exit(&attendance{
-			channel: &channel{chat: backends.ChatID(chat)},
-			user:    backends.User{ID: backends.UserID(id)},
-		}, "The server was restarted")
+		turns <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-turns }()
+			a := &attendance{channel: &channel{chat: backends.ChatID(chat)}, user: backends.User{ID: backends.UserID(id)}}
+			n.exit(a, "The server was restarted")
+		})
 	}
 }
+
+// sweepAtOnce is how many leave at a time.
+const sweepAtOnce = 8
 
 var errClosed = errors.New("the IRC listener is closed")
 
@@ -298,6 +309,9 @@ func (n *network) Close(ctx context.Context) error {
 	n.closing = true
 	for s := range n.sessions {
 		s.end("The server is shutting down")
+		if !s.ready.Load() { // perhaps still in the handshake of TLS
+			s.cancel()
+		}
 	}
 	n.mu.Unlock()
 	n.l.Close()

@@ -18,7 +18,7 @@ var support = []string{
 	"CASEMAPPING=ascii", "CHANTYPES=#", "CHANMODES=b,,,nt", "PREFIX=(ohv)@%+", "NETWORK=Gjallar",
 	"NICKLEN=" + strconv.Itoa(nickLen), "CHANNELLEN=" + strconv.Itoa(channelLen), "TOPICLEN=" + strconv.Itoa(topicLen),
 	"KICKLEN=" + strconv.Itoa(kickLen), "AWAYLEN=" + strconv.Itoa(awayLen), "USERLEN=" + strconv.Itoa(userLen), "HOSTLEN=" + strconv.Itoa(hostLen),
-	"MODES=8",
+	"MODES=8", "CHANLIMIT=#:" + strconv.Itoa(maxChannels),
 	"TARGMAX=PRIVMSG:" + strconv.Itoa(maxTargets) + ",NOTICE:" + strconv.Itoa(maxTargets) + ",JOIN:,PART:,KICK:,NAMES:,WHOIS:1",
 	"CHATHISTORY=" + strconv.Itoa(maxHistory), "MSGREFTYPES=timestamp", "SAFELIST", "WHOX",
 }

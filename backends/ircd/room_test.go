@@ -77,8 +77,19 @@ func TestChannelNames(t *testing.T) {
 	for _, bad := range []string{"tea", "#", "#:far.example", "#tea:", "#a\x07b", "#" + strings.Repeat("x", 200)} {
 		bob.do("JOIN "+bad, ":localhost 403 bob * :No such channel")
 	}
+	l.guest("eve", "draft/no-implicit-names").tooMany()
 	bob.do("JOIN 0", ":bob!guest@localhost PART #*", ":bob!guest@localhost PART #*")
 	bob.do("PART #tea", ":localhost 442 bob #tea *")
+}
+
+// tooMany joins more channels than a client may.
+func (c *client) tooMany() {
+	c.tb.Helper()
+	for i := range maxChannels {
+		c.write(fmt.Sprintf("JOIN #c%d", i))
+	}
+	c.sync()
+	c.do("JOIN #more", ":localhost 405 eve #more :You have joined too many channels")
 }
 
 func TestCapitalsOfAnAliasAreFound(t *testing.T) {
@@ -107,7 +118,7 @@ func TestTheRoomsLifeIsShown(t *testing.T) {
 	}{
 		{"formatting", alice, &backends.Message{Text: richtext.Doc{{Kind: richtext.Bold, Children: richtext.Plain("b")}, {Kind: richtext.Text, Text: " and "}, {Kind: richtext.Mention, User: "bob", Children: richtext.Plain("Bobby")}}},
 			[]string{"@msgid=$* :alice!alice@localhost PRIVMSG #tea :\x02b\x0f and bob"}},
-		{"two lines", alice, said("one\ntwo"), []string{"@msgid=$2 :alice!alice@localhost PRIVMSG #tea :one", "@msgid=$2/2 :alice!alice@localhost PRIVMSG #tea :two"}},
+		{"two lines", alice, said("one\ntwo"), []string{"@msgid=$2 :alice!alice@localhost PRIVMSG #tea :one", "@msgid=$2~2 :alice!alice@localhost PRIVMSG #tea :two"}},
 		{"emote", alice, &backends.Message{Kind: backends.Emote, Text: richtext.Plain("waves")}, []string{"* PRIVMSG #tea :\x01ACTION waves\x01"}},
 		{"notice", robo, &backends.Message{Kind: backends.Notice, Text: richtext.Plain("beep")}, []string{"* :robo!robo@localhost NOTICE #tea :beep"}},
 		{"long message", alice, said(long), []string{"* PRIVMSG #tea :wörd *", "* PRIVMSG #tea :wörd *"}},
@@ -249,7 +260,7 @@ func TestEventsOfClients(t *testing.T) {
 		}, nil},
 		{"NOTICE #tea :beep", func(b backends.Body) bool { return b.(*backends.Message).Kind == backends.Notice }, nil},
 		{"PRIVMSG #tea :caf\xe9", func(b backends.Body) bool { return b.(*backends.Message).Text.Plain() == "café" }, nil},
-		{"@+draft/reply=$1/2 PRIVMSG #tea :Alice: yes", func(b backends.Body) bool {
+		{"@+draft/reply=$1~2 PRIVMSG #tea :Alice: yes", func(b backends.Body) bool {
 			m := b.(*backends.Message)
 			return m.ReplyTo != nil && m.ReplyTo.ID == "$1" && m.Text[0].Kind == richtext.Mention && m.Text[0].User == "@alice:localhost" && m.Text.Plain() == "Alice: yes"
 		}, nil},

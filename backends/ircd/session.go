@@ -25,11 +25,12 @@ import (
 
 // Times in the life of a connection.
 const (
-	registerTimeout = time.Minute
-	pingAfter       = 90 * time.Second // of silence
-	pingTimeout     = 60 * time.Second // for the answer
-	keepAliveTick   = 15 * time.Second
-	writeTimeout    = 30 * time.Second
+	handshakeTimeout = 15 * time.Second
+	registerTimeout  = time.Minute
+	pingAfter        = 90 * time.Second // of silence
+	pingTimeout      = 60 * time.Second // for the answer
+	keepAliveTick    = 15 * time.Second
+	writeTimeout     = 30 * time.Second
 	// lingerTimeout is how long we read on after our last line, so that the
 	// client gets it, and after a failed write, so that what the client had sent is
 	// not lost.
@@ -92,8 +93,30 @@ func (n *network) serve(conn net.Conn) {
 		n.wg.Go(func() { s.turnAway(reason) })
 		return
 	}
-	n.wg.Go(s.write)
-	n.wg.Go(s.read)
+	n.wg.Go(func() {
+		defer s.finish()
+		if s.handshake() {
+			n.wg.Go(s.write)
+			s.read()
+		}
+	})
+}
+
+// handshake does that of TLS. It must be over before anything is written, since a
+// write would wait for it without heeding its own deadline.
+func (s *session) handshake() bool {
+	conn, ok := s.conn.(*tls.Conn)
+	if !ok {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, handshakeTimeout)
+	defer cancel()
+	if err := conn.HandshakeContext(ctx); err != nil {
+		s.n.log.Debug("irc client without TLS", "err", err)
+		s.n.ending(s, "TLS handshake failed")
+		return false
+	}
+	return true
 }
 
 // turnAway tells a client why it may not connect.
@@ -107,7 +130,6 @@ func (s *session) turnAway(reason string) {
 
 // read takes the client's lines until the connection ends.
 func (s *session) read() {
-	defer s.finish()
 	stop := context.AfterFunc(s.ctx, func() { s.conn.Close() })
 	defer stop()
 	r := ircmsg.NewReader(s.conn, ircmsg.FromClients)
@@ -139,7 +161,7 @@ func (s *session) read() {
 	}
 }
 
-// finish tidies up after the reader has ended.
+// finish tidies up after the reader.
 func (s *session) finish() {
 	s.left.Do(func() { s.n.depart(s) })
 	s.out.close()
@@ -218,7 +240,6 @@ func (s *session) end(reason string) {
 
 // kill closes the connection at once. Callers may hold n.mu.
 func (s *session) kill(reason string) {
-	s.n.log.Warn("irc client disconnected", "reason", reason)
 	s.ended.Store(true)
 	s.n.ending(s, reason)
 	s.out.drop()

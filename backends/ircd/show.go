@@ -48,7 +48,7 @@ func messageID(cmd *backends.Command, i int) backends.MessageID {
 		id = backends.MessageID(cmd.ID)
 	}
 	if i > 0 && id != "" {
-		id += backends.MessageID("/" + strconv.Itoa(i+1))
+		id += backends.MessageID("~" + strconv.Itoa(i+1))
 	}
 	return id
 }

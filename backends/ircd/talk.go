@@ -93,7 +93,7 @@ func replyTag(tags irc.Tags) backends.MessageID {
 
 // wholeID returns the message that a line with a msgid is of: messageID undone.
 func wholeID(msgid string) backends.MessageID {
-	i := strings.LastIndexByte(msgid, '/')
+	i := strings.LastIndexByte(msgid, '~')
 	if i > 0 && strings.Trim(msgid[i+1:], "0123456789") == "" && i+1 < len(msgid) {
 		msgid = msgid[:i]
 	}
