@@ -32,6 +32,7 @@ const pipeDelay = time.Second
 //     handshake alone, standard error becomes log lines.
 type child struct {
 	cmd    *exec.Cmd
+	limits Limits
 	stdout *io.PipeReader
 	exited chan struct{} // closed when the process is dead and reaped
 	err    error         // how it ended; readable after exited is closed
@@ -42,7 +43,7 @@ type child struct {
 }
 
 // newChild prepares a child; env is what go-plugin wants it to have besides.
-func newChild(argv, env []string, stderr io.Writer) (*child, error) {
+func newChild(argv, env []string, limits Limits, stderr io.Writer) (*child, error) {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	if cmd.Err != nil {
 		return nil, fmt.Errorf("find plugin: %w", cmd.Err)
@@ -60,7 +61,7 @@ func newChild(argv, env []string, stderr io.Writer) (*child, error) {
 	}
 	r, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = &firstLine{to: w}, stderr
-	return &child{cmd: cmd, stdout: r, exited: make(chan struct{})}, nil
+	return &child{cmd: cmd, limits: limits, stdout: r, exited: make(chan struct{})}, nil
 }
 
 // Start implements runner.Runner.
@@ -80,6 +81,10 @@ func (c *child) Start(context.Context) error {
 		c.cmd.Stdout.(*firstLine).to.Close()
 		close(c.exited)
 	}()
+	if err := limit(c.pid, c.limits); err != nil {
+		killGroup(c.cmd)
+		return err
+	}
 	return nil
 }
 

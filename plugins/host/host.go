@@ -48,6 +48,14 @@ type Options struct {
 	Log      *slog.Logger // nil: slog.Default
 	Restarts Restarts
 	Timeouts Timeouts
+	Limits   Limits
+}
+
+// Limits bound what a process may take, on Linux; 0 is no limit. A process that
+// asks for more dies of it, or copes.
+type Limits struct {
+	Memory int64 // bytes of writable memory of its own; a Go program needs some 200 MiB to breathe
+	Files  int64 // open at the same time
 }
 
 // Timeouts bound what a plugin may take. Zero fields have the values in brackets.

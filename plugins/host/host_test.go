@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -534,12 +535,42 @@ func (discard) Deliver(_ context.Context, _ *backends.Event, done func(backends.
 	return nil
 }
 
-func TestChildDiesWithItsHost(t *testing.T) {
+// accept waits for a connection whose end is the end of a process.
+func accept(t *testing.T, ln net.Listener) net.Conn {
+	t.Helper()
+	if err := ln.(*net.TCPListener).SetDeadline(time.Now().Add(backendtest.Patience)); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func waitDead(t *testing.T, conn net.Conn) {
+	t.Helper()
+	if err := conn.SetReadDeadline(time.Now().Add(backendtest.Patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the process lives on: %v", err)
+	}
+}
+
+func listen(t *testing.T) net.Listener {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
+	t.Cleanup(func() { ln.Close() })
+	return ln
+}
+
+func TestChildDiesWithItsHost(t *testing.T) {
+	ln := listen(t)
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = []string{role + "=host", fmt.Sprintf(`GJALLAR_TEST_CONFIG={"dial": %q}`, ln.Addr())}
 	cmd.Stderr = os.Stderr
@@ -550,11 +581,7 @@ func TestChildDiesWithItsHost(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	child, err := ln.Accept() // ends when the child does
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer child.Close()
+	child := accept(t, ln)
 	line := make([]byte, 5)
 	if _, err := io.ReadFull(out, line); err != nil || string(line) != "open\n" {
 		t.Fatalf("the host said %q, %v", line, err)
@@ -563,12 +590,34 @@ func TestChildDiesWithItsHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	if err := child.SetReadDeadline(time.Now().Add(backendtest.Patience)); err != nil {
+	waitDead(t, child)
+}
+
+func TestWhatAPluginStartsDiesWithIt(t *testing.T) {
+	ln := listen(t)
+	_, n, _ := openPuppet(t, `{}`)
+	mustDo(t, n, "spawn "+ln.Addr().String())
+	grandchild := accept(t, ln)
+	if err := syscall.Kill(pid(n), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := child.Read(line); err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("the child outlives its host: %v", err)
+	waitDead(t, grandchild)
+}
+
+func TestAGreedyPluginDiesAlone(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("limits are of Linux")
 	}
+	o, _ := options(t, "puppet")
+	o.Limits = Limits{Memory: 1 << 30, Files: 64}
+	h, n := openNetwork(t, newPlugin(t, o), `{}`)
+	h.WaitPhase(backends.Ready)
+	if r := tell(t, n, "eat"); r.Outcome != backends.Interrupted {
+		t.Errorf("result %+v", r)
+	}
+	h.WaitPhase(backends.Disconnected)
+	h.WaitPhase(backends.Ready)
+	mustDo(t, n, "say on")
 }
 
 func TestPluginCloseClosesEverything(t *testing.T) {

@@ -59,7 +59,7 @@ func start(ctx context.Context, o *Options, log *slog.Logger) (*process, error) 
 		},
 		RunnerFunc: func(_ hclog.Logger, cmd *exec.Cmd, _ string) (runner.Runner, error) {
 			env := append(cmd.Env, wire.LogLevelVariable+"="+leastLevel(log).String())
-			c, err := newChild(o.Command, append(env, o.Env...), &lines{log: log})
+			c, err := newChild(o.Command, append(env, o.Env...), o.Limits, &lines{log: log})
 			if err != nil {
 				return nil, err
 			}

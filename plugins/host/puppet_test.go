@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"reflect"
 	"strings"
 	"sync"
@@ -28,6 +29,7 @@ var roles = map[string]func(){
 	"puppet": func() { plugins.Main(puppet{}) },
 	"rogue":  rogueMain,
 	"host":   hostMain,
+	"spawn":  spawnMain,
 }
 
 func TestMain(m *testing.M) {
@@ -132,6 +134,18 @@ var verbs = map[string]func(ctx context.Context, n *strung, rest string) (string
 		ev.ID = backends.MessageID(rand.Text())
 		return "", n.host.Deliver(ctx, ev, nil)
 	},
+	"eat": func(context.Context, *strung, string) (string, error) {
+		var eaten [][]byte
+		for range 64 {
+			eaten = append(eaten, make([]byte, 64<<20)) // not even used
+		}
+		return fmt.Sprint(len(eaten)), nil
+	},
+	"spawn": func(_ context.Context, _ *strung, addr string) (string, error) {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = []string{role + "=spawn", "GJALLAR_TEST_DIAL=" + addr}
+		return "", cmd.Start()
+	},
 	"store":   exerciseStore,
 	"upload":  exerciseMedia,
 	"rooms":   exerciseRooms,
@@ -179,6 +193,15 @@ func said(chat backends.ChatID, text string) *backends.Event {
 		Chat: backends.ChatKey{Chat: chat}, Sender: backends.User{ID: "puppet"}, ID: backends.MessageID(text),
 		Body: &backends.Message{Text: richtext.Plain(text)},
 	}
+}
+
+// spawnMain holds a connection until it is killed.
+func spawnMain() {
+	if _, err := net.Dial("tcp", os.Getenv("GJALLAR_TEST_DIAL")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return
+	}
+	select {}
 }
 
 func exerciseStore(ctx context.Context, n *strung, _ string) (string, error) {

@@ -269,7 +269,11 @@ func (s *session) handOver(w *wire.Event) {
 	ev, err := w.Unpack()
 	if err != nil {
 		s.log.Warn("plugin told an invalid event", "err", err)
-		receipt(refused(backends.RefusedInvalid, err.Error()))
+		code := backends.RefusedInvalid
+		if errors.Is(err, wire.ErrUnknownBody) {
+			code = backends.RefusedUnsupported
+		}
+		receipt(refused(code, err.Error()))
 		return
 	}
 	if err := s.host.Deliver(s.deliver, ev, receipt); err != nil {
