@@ -79,12 +79,12 @@ func (n *network) carryMessage(l *lane, j *job) {
 
 // journalled answers a message whose outcome is known or cannot be found out any
 // more, and returns nil. Otherwise it stores that the message is begun, and returns
-// a job that also stores the outcome. It goes by the journal alone: MaybeSent is said
-// once, and a Retry for another reason may have followed.
+// a job that also stores the outcome. MaybeSent alone does not tell:
+// it is said once, and a Retry for another reason may have followed.
 func (n *network) journalled(l *lane, j *job) *job {
 	id := j.cmd.ID
 	err := l.journal.load(n.ctx)
-	if err == nil {
+	if err == nil && (j.cmd.MaybeSent || j.cmd.Attempt > 1) {
 		if b, ok := l.journal.find(id); ok {
 			if len(b.IDs) > 0 {
 				j.reply(backends.Result{Outcome: backends.Delivered, IDs: b.IDs})
