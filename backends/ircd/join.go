@@ -162,6 +162,9 @@ func (s *session) enter(ctx context.Context, to place, a *attendance) (*backends
 		Chat: to.chat, Room: to.rooms[0], User: a.user,
 		Create: s.n.cfg.Create && to.rooms[0].Server == "", History: s.n.cfg.History,
 	}
+	if s.caps.has(capChatHistory) {
+		req.History = 0 // the client will ask for what it lacks
+	}
 	if len(to.rooms) > 1 {
 		for _, room := range to.rooms {
 			if _, err := s.n.rooms.Peek(ctx, room); !refusedWith(err, backends.RefusedNotFound) {

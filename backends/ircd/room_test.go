@@ -45,6 +45,9 @@ func TestJoinShowsWhatIsThere(t *testing.T) {
 		"@account=@carol:far.example;batch=b1;msgid=$old1;time=2020-02-03T12:01:00.000Z :carol!carol@far.example PRIVMSG #tea :old 1",
 		"@account=@carol:far.example;batch=b1;msgid=$old2;time=2020-02-03T12:02:00.000Z :carol!carol@far.example PRIVMSG #tea :old 2",
 		":localhost BATCH -b1")
+	asking := l.guest("eve", "server-time batch draft/chathistory draft/no-implicit-names")
+	asking.do("JOIN #tea", "@time=* :eve!guest@localhost JOIN #tea")
+	modern.got("* :eve!guest@localhost JOIN #tea * eve")
 	modern.do("CHATHISTORY BEFORE #tea timestamp=2020-02-03T12:01:00.000Z 10",
 		":localhost BATCH +b2 chathistory #tea", "*msgid=$old0*:old 0", ":localhost BATCH -b2")
 	modern.do("CHATHISTORY LATEST #tea timestamp=2020-02-03T12:01:00.000Z 10",
