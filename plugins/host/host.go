@@ -7,6 +7,10 @@
 // it had in hand end as Interrupted, those that it did not have yet as Retry; a
 // NetworkState Disconnected comes, and after the restart what the backend says of
 // its connection, until Ready.
+//
+// Order is kept within a chat, as the contract says, and not between chats; events
+// of no chat, NetworkState among them, count as a chat of their own. The functions
+// that Send and Deliver are given should not block.
 package host
 
 import (
