@@ -111,8 +111,15 @@ func (i *inbox) stop() {
 func (p *portal) workIn(ctx context.Context) {
 	var commits sync.WaitGroup
 	defer commits.Wait()
+	pl := newPipeline(p, &commits)
+	defer pl.sends.Wait()
 	for ctx.Err() == nil {
-		if it, ok := p.in.next(); ok {
+		it, ok := p.in.next()
+		if ok && pl.take(ctx, it) {
+			continue
+		}
+		pl.drain(ctx)
+		if ok {
 			p.fromRemote(ctx, it, &commits)
 			continue
 		}
