@@ -1,6 +1,7 @@
 package ircd
 
 import (
+	"maps"
 	"time"
 
 	"gopkg.in/irc.v4"
@@ -168,9 +169,7 @@ func (o *outgoing) with(c caps) *irc.Message {
 		if o.id != "" {
 			m.Tags["msgid"] = string(o.id)
 		}
-		for k, v := range o.client {
-			m.Tags[k] = v
-		}
+		maps.Copy(m.Tags, o.client)
 	}
 	return m
 }

@@ -143,8 +143,8 @@ func FuzzShow(f *testing.F) {
 			piece, _ := se.out.take(nil)
 			buf = append(buf, piece...)
 		}
-		lines := bytes.Split(bytes.TrimSuffix(buf, []byte("\r\n")), []byte("\r\n"))
-		for _, line := range lines {
+		lines := bytes.SplitSeq(bytes.TrimSuffix(buf, []byte("\r\n")), []byte("\r\n"))
+		for line := range lines {
 			if wrong := wellFormed(string(line)); wrong != "" {
 				t.Fatalf("%s: %q", wrong, line)
 			}
