@@ -208,6 +208,9 @@ func (n *network) directOther(ctx context.Context, cmd *backends.Command, ghost,
 // delivered on that server.
 func (n *network) sendDirectContents(ctx context.Context, cmd *backends.Command, from, to jid.JID, list []outgoing) backends.Result {
 	d := &directDelivery{chat: cmd.Chat, peer: to, at: time.Now()}
+	if tooLong(list) {
+		return rejected("the message is too long for XMPP")
+	}
 	known := n.idsOf(ctx, cmd.Chat)
 	var sent []backends.MessageID
 	for i, o := range list {

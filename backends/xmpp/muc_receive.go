@@ -195,7 +195,7 @@ func (m *muc) subjectID(account backends.AccountID, subject string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for id, p := range m.pending {
-		if s := p.stanza.Child(xep.NSComponent, "subject"); s != nil && s.Text() == subject && p.cmd.Sender.Account == account {
+		if p.subject != nil && p.subject.Text() == subject && p.cmd.Sender.Account == account {
 			return id
 		}
 	}

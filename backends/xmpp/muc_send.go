@@ -23,14 +23,13 @@ type delivery struct {
 	missing int
 	at      time.Time
 	puppet  *puppet
-	again   bool // sent once more after the room said that we are not in it
 }
 
 // part is one stanza of a delivery.
 type part struct {
 	*delivery
-	index  int
-	stanza *xep.Element
+	index   int
+	subject *xep.Element // nil if it sets none
 }
 
 // sendMUC carries out a command in a MUC, in the chat's lane.
@@ -53,7 +52,7 @@ func (n *network) sendMUC(ctx context.Context, addr jid.JID, cmd *backends.Comma
 	case !cmd.Ephemeral() && n.maybeSent(cmd):
 		m.decide(ctx, cmd, reply)
 	default:
-		m.carryOut(ctx, cmd, reply)
+		m.carryOut(ctx, cmd, nil, reply)
 	}
 }
 
@@ -61,12 +60,9 @@ func (n *network) sendMUC(ctx context.Context, addr jid.JID, cmd *backends.Comma
 func (m *muc) decide(ctx context.Context, cmd *backends.Command, reply func(backends.Result)) {
 	found, certain := m.findSent(ctx, cmd)
 	switch {
-	case len(found) > 0:
+	case len(found) > 0 || certain:
 		m.n.setMaybe(cmd.ID, false)
-		reply(backends.Result{Outcome: backends.Delivered, IDs: found})
-	case certain:
-		m.n.setMaybe(cmd.ID, false)
-		m.carryOut(ctx, cmd, reply)
+		m.carryOut(ctx, cmd, found, reply)
 	case !m.isLive():
 		reply(later("the connection to the room was lost"))
 	default:
@@ -138,8 +134,9 @@ func (m *muc) searchArchive(ctx context.Context, cmd *backends.Command, since ti
 	return nil, false
 }
 
-// carryOut sends what a command says.
-func (m *muc) carryOut(ctx context.Context, cmd *backends.Command, reply func(backends.Result)) {
+// carryOut sends what a command says. Of a command that was begun before, found
+// are the parts that have arrived.
+func (m *muc) carryOut(ctx context.Context, cmd *backends.Command, found []backends.MessageID, reply func(backends.Result)) {
 	if cmd.Ephemeral() {
 		m.sendEphemeral(ctx, cmd)
 		reply(backends.Result{Outcome: backends.Delivered})
@@ -158,6 +155,10 @@ func (m *muc) carryOut(ctx context.Context, cmd *backends.Command, reply func(ba
 		reply(result)
 		return
 	}
+	if len(found) >= len(list) {
+		reply(backends.Result{Outcome: backends.Delivered, IDs: found})
+		return
+	}
 	p, err := m.puppetOf(ctx, cmd.Sender)
 	if err != nil {
 		reply(m.joinFailed(err))
@@ -167,7 +168,7 @@ func (m *muc) carryOut(ctx context.Context, cmd *backends.Command, reply func(ba
 		reply(m.moderate(ctx, p, removal))
 		return
 	}
-	m.sendContents(ctx, cmd, p, list, reply)
+	m.sendContents(ctx, cmd, p, list, found, reply)
 }
 
 // joinFailed is the answer for a command whose sender cannot enter.
@@ -258,13 +259,21 @@ func (m *muc) foreign(id backends.MessageID, account backends.AccountID) bool {
 	return ok && k.From != "" && k.From != string(account)
 }
 
-// sendContents sends stanzas and waits, without holding up the lane, for the room
-// to reflect them.
-func (m *muc) sendContents(ctx context.Context, cmd *backends.Command, p *puppet, list []outgoing, reply func(backends.Result)) {
-	d := &delivery{cmd: cmd, reply: reply, ids: make([]backends.MessageID, len(list)), missing: len(list), at: time.Now(), puppet: p}
+// sendContents sends stanzas but those that have arrived, and waits, without
+// holding up the lane, for the room to reflect them.
+func (m *muc) sendContents(ctx context.Context, cmd *backends.Command, p *puppet, list []outgoing, found []backends.MessageID, reply func(backends.Result)) {
+	d := &delivery{cmd: cmd, reply: reply, ids: make([]backends.MessageID, len(list)), missing: len(list) - len(found), at: time.Now(), puppet: p}
+	copy(d.ids, found)
+	if tooLong(list) {
+		reply(rejected("the message is too long for XMPP"))
+		return
+	}
 	var stanzas []*xep.Element
 	m.mu.Lock()
 	for i, o := range list {
+		if i < len(found) {
+			continue
+		}
 		id := m.n.stanzaID(cmd.ID, i)
 		o.OriginID = id
 		if p == nil && o.Body != "" && o.Subject == nil {
@@ -272,7 +281,7 @@ func (m *muc) sendContents(ctx context.Context, cmd *backends.Command, p *puppet
 		}
 		e := xep.Message(m.senderJIDLocked(p), m.addr, "groupchat", id)
 		o.AddTo(e, o.quoted)
-		m.pending[id] = part{d, i, e}
+		m.pending[id] = part{d, i, e.Child(xep.NSComponent, "subject")}
 		stanzas = append(stanzas, e)
 	}
 	m.mu.Unlock()
@@ -282,6 +291,16 @@ func (m *muc) sendContents(ctx context.Context, cmd *backends.Command, p *puppet
 			return
 		}
 	}
+}
+
+// maxBody is the longest body in bytes, as it is sent; servers end connections over
+// stanzas of more than 256 KiB.
+const maxBody = 128 << 10
+
+func tooLong(list []outgoing) bool {
+	return slices.ContainsFunc(list, func(o outgoing) bool {
+		return len(xep.New(xep.NSComponent, "body").AddText(o.Body).String()) > maxBody
+	})
 }
 
 func (m *muc) senderJIDLocked(p *puppet) jid.JID {
@@ -358,57 +377,36 @@ func (m *muc) rejoinPuppets(ctx context.Context) {
 	}
 }
 
+// maxAttempts is how often we enter again for a message that the room refuses
+// because we are not in it.
+const maxAttempts = 5
+
 // bounced takes an error for something we sent.
 func (m *muc) bounced(ctx context.Context, e *xep.Element, to jid.JID) {
 	refusal := xep.ErrorOf(e)
 	m.mu.Lock()
 	p, ok := m.pending[e.Attr("id")]
-	if !ok {
+	if !ok || !m.senderJIDLocked(p.puppet).Equal(to) {
 		m.mu.Unlock()
 		return
 	}
-	notIn := refusal.Condition == "not-acceptable" && p.puppet != nil && p.puppet.jid.Equal(to)
+	notIn := refusal.Condition == "not-acceptable" && p.puppet != nil && p.cmd.Attempt < maxAttempts
 	if notIn {
 		p.puppet.joined = false
 	}
-	again := notIn && !p.again && p.missing == 1 && len(p.ids) == 1
+	begun := p.missing < len(p.ids)
 	for id, other := range m.pending {
 		if other.delivery == p.delivery {
 			delete(m.pending, id)
 		}
 	}
 	m.mu.Unlock()
-	if again {
-		m.sendAgain(p)
-		return
+	m.n.setMaybe(p.cmd.ID, notIn && begun)
+	if notIn {
+		p.reply(later("the room had removed you"))
+	} else {
+		p.reply(rejected("the room refuses the message: %s", errorText(refusal)))
 	}
-	m.n.setMaybe(p.cmd.ID, false)
-	p.reply(rejected("the room refuses the message: %s", errorText(refusal)))
-}
-
-// sendAgain enters the room anew and repeats a stanza that was refused because we
-// were not in it.
-func (m *muc) sendAgain(p part) {
-	p.delivery.again = true
-	run := func() {
-		puppet, err := m.puppetOf(m.n.ctx, p.cmd.Sender)
-		if err != nil {
-			p.reply(m.joinFailed(err))
-			return
-		}
-		m.mu.Lock()
-		p.delivery.puppet, p.delivery.at = puppet, time.Now()
-		m.pending[p.stanza.Attr("id")] = p
-		m.mu.Unlock()
-		if m.n.send(m.n.ctx, p.stanza) != nil {
-			m.lost(nil)
-		}
-	}
-	m.n.wg.Go(func() {
-		if m.n.out.Do(m.n.ctx, string(m.chat.Chat)+" ", run) != nil {
-			p.reply(later("closing"))
-		}
-	})
 }
 
 // expire answers what the room has not reflected for too long.

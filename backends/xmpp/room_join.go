@@ -148,6 +148,10 @@ func (r *room) finish(ctx context.Context, j *joining, view *backends.RoomView, 
 	if j.stanza != nil {
 		r.replay(ctx, d, view.History)
 		r.sendSubject(ctx, d)
+		if view.Encrypted {
+			notice := xep.New(xep.NSComponent, "body").AddText("This room is encrypted. What others write cannot be read here.")
+			r.sendShown(ctx, shown{id: xep.NewID(), payload: []*xep.Element{notice}}, d)
+		}
 	}
 	seen := map[string]bool{}
 	for _, c := range view.History {

@@ -2,6 +2,7 @@ package xmpp
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"mellium.im/xmpp/jid"
@@ -305,6 +306,9 @@ func (r *room) render(cmd *backends.Command) []shown {
 	switch body := cmd.Body.(type) {
 	case *backends.Message:
 		list = contentsOf(body, r.mentionNick, r.authorOf)
+		for i := range list {
+			list[i].Body = cutBody(list[i].Body)
+		}
 	case *backends.Edit:
 		list = contentsOf(&body.New, r.mentionNick, r.authorOf)[:1]
 		list[0].Replace = refIn(r.ids, body.Target)
@@ -335,6 +339,14 @@ func (r *room) render(cmd *backends.Command) []shown {
 		out = append(out, s)
 	}
 	return out
+}
+
+// cutBody shortens a body that servers would not pass on. The room has the rest.
+func cutBody(s string) string {
+	if len(s) > maxBody/5 && tooLong([]outgoing{{Content: xep.Content{Body: s}}}) {
+		return strings.ToValidUTF8(s[:maxBody/5], "") + " […]"
+	}
+	return s
 }
 
 func (r *room) mentionNick(user string) string {

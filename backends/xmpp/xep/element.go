@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"encoding/xml"
 	"strings"
-	"unicode/utf8"
 )
 
 // Namespaces of the streams and of the extensions.
@@ -219,7 +218,7 @@ func (e *Element) Append(b *bytes.Buffer, space string) {
 		if n.Element != nil {
 			n.Element.Append(b, own)
 		} else {
-			appendEscaped(b, n.Text)
+			appendEscaped(b, n.Text, false)
 		}
 	}
 	b.WriteString("</")
@@ -240,34 +239,25 @@ func AppendAttr(b *bytes.Buffer, name, value string) {
 	b.WriteByte(' ')
 	b.WriteString(name)
 	b.WriteString(`="`)
-	appendEscaped(b, value)
+	appendEscaped(b, value, true)
 	b.WriteByte('"')
 }
 
-// appendEscaped writes s so that it reads back as s in text and attributes.
-func appendEscaped(b *bytes.Buffer, s string) {
+// appendEscaped writes s so that it reads back as s: in an attribute, quotes and
+// white space must be escaped too. What XML does not allow is left out, and bytes
+// that are not UTF-8 become U+FFFD.
+func appendEscaped(b *bytes.Buffer, s string, attr bool) {
 	for _, r := range s {
-		switch r {
-		case '<':
-			b.WriteString("&lt;")
-		case '>':
-			b.WriteString("&gt;")
-		case '&':
-			b.WriteString("&amp;")
-		case '"':
-			b.WriteString("&#34;")
-		case '\'':
-			b.WriteString("&#39;")
-		case '\t':
-			b.WriteString("&#9;")
-		case '\n':
-			b.WriteString("&#10;")
-		case '\r':
-			b.WriteString("&#13;")
+		switch {
+		case r < 64 && escapes[r] != "" && (attr || strings.IndexByte("<>&\r", byte(r)) >= 0):
+			b.WriteString(escapes[r])
+		case r < 0x20 && r != '\t' && r != '\n', r == 0xFFFE, r == 0xFFFF:
 		default:
-			if r >= 0x20 && r != utf8.RuneError && r != 0xFFFE && r != 0xFFFF {
-				b.WriteRune(r)
-			}
+			b.WriteRune(r)
 		}
 	}
+}
+
+var escapes = [64]string{
+	'<': "&lt;", '>': "&gt;", '&': "&amp;", '\r': "&#13;", '"': "&#34;", '\'': "&#39;", '\t': "&#9;", '\n': "&#10;",
 }

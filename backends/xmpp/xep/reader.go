@@ -122,7 +122,9 @@ func (r *Reader) element(start xml.StartElement, depth int) (*Element, error) {
 		}
 		switch t := tok.(type) {
 		case xml.CharData:
-			e.AddText(string(t))
+			if len(t) > 0 {
+				e.AddText(string(t))
+			}
 		case xml.StartElement:
 			child, err := r.element(t, depth+1)
 			if err != nil {
