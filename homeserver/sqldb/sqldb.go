@@ -24,6 +24,8 @@ type DB struct {
 	reads    *sql.DB
 	writes   *sql.DB
 	postgres bool
+	readers  *statements // of reads; nil for PostgreSQL
+	writers  *statements // of writes; only the writer's goroutine adds to it
 
 	queue   chan *write
 	closing chan struct{} // closed by Close
@@ -71,6 +73,7 @@ func (db *DB) openSQLite(path string) error {
 	readers := max(4, runtime.NumCPU())
 	db.reads.SetMaxOpenConns(readers)
 	db.reads.SetMaxIdleConns(readers)
+	db.readers, db.writers = newStatements(db.reads), newStatements(db.writes)
 	return nil
 }
 
@@ -97,18 +100,28 @@ func (db *DB) Close() error {
 	return db.closePools()
 }
 
-func (db *DB) closePools() error { return errors.Join(db.reads.Close(), db.writes.Close()) }
+func (db *DB) closePools() error {
+	db.readers.close()
+	db.writers.close()
+	return errors.Join(db.reads.Close(), db.writes.Close())
+}
 
 // Postgres reports whether the database is PostgreSQL, for the few who must know.
 func (db *DB) Postgres() bool { return db.postgres }
 
 // Query runs a query outside of a transaction.
 func (db *DB) Query(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	if s := db.readers.get(ctx, query); s != nil {
+		return s.QueryContext(ctx, args...)
+	}
 	return db.reads.QueryContext(ctx, query, args...)
 }
 
 // QueryRow is Query for one row.
 func (db *DB) QueryRow(ctx context.Context, query string, args ...any) *sql.Row {
+	if s := db.readers.get(ctx, query); s != nil {
+		return s.QueryRowContext(ctx, args...)
+	}
 	return db.reads.QueryRowContext(ctx, query, args...)
 }
 

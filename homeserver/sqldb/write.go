@@ -182,6 +182,9 @@ func (db *DB) once(group []*write) (err error) {
 	for _, f := range tx.after {
 		f()
 	}
+	for _, query := range tx.unprepared {
+		db.writers.get(ctx, query)
+	}
 	return nil
 }
 
@@ -192,27 +195,52 @@ type Tx struct {
 	ctx   context.Context
 	after []func()
 
-	queued []*queuedRows
-	pos    int64 // the last position handed out, 0 if none was
+	unprepared []string // statements that were run without being kept
+	queued     []*queuedRows
+	pos        int64 // the last position handed out, 0 if none was
 }
 
 // Exec runs a statement now. Rows queued before are not yet there.
 func (tx *Tx) Exec(query string, args ...any) (sql.Result, error) {
+	if s := tx.prepared(query); s != nil {
+		return s.ExecContext(tx.ctx, args...)
+	}
 	return tx.tx.ExecContext(tx.ctx, query, args...)
 }
 
 // QueryRow runs a query for one row.
 func (tx *Tx) QueryRow(query string, args ...any) *sql.Row {
+	if s := tx.prepared(query); s != nil {
+		return s.QueryRowContext(tx.ctx, args...)
+	}
 	return tx.tx.QueryRowContext(tx.ctx, query, args...)
 }
 
 // Each runs a query and calls f for every row, with a function that scans it.
 func (tx *Tx) Each(f func(scan func(...any) error) error, query string, args ...any) error {
-	rows, err := tx.tx.QueryContext(tx.ctx, query, args...)
+	run := func() (*sql.Rows, error) { return tx.tx.QueryContext(tx.ctx, query, args...) }
+	if s := tx.prepared(query); s != nil {
+		run = func() (*sql.Rows, error) { return s.QueryContext(tx.ctx, args...) }
+	}
+	rows, err := run()
 	if err != nil {
 		return err
 	}
 	return each(rows, f)
+}
+
+// prepared returns a statement if it is kept. One that is not will be after the
+// transaction, which holds the only connection.
+func (tx *Tx) prepared(query string) *sql.Stmt {
+	if tx.db.writers == nil {
+		return nil
+	}
+	s := tx.db.writers.prepared(query)
+	if s == nil {
+		tx.unprepared = append(tx.unprepared, query)
+		return nil
+	}
+	return tx.tx.StmtContext(tx.ctx, s)
 }
 
 // OnCommit makes f run after the commit, in the order of the calls and of the
