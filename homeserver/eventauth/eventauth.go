@@ -126,6 +126,9 @@ type check struct {
 // Allowed applies the rules that depend on state: 1, and 4 onwards. In versions
 // whose room ID is the create event's hash, state must have the create event too.
 func Allowed(ev *pdu.PDU, state State) error {
+	if ev.OverLimit {
+		return reject("an identifier is too long")
+	}
 	if ev.Type == matrix.TypeCreate { // 1
 		return checkCreate(ev)
 	}

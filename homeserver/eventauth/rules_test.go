@@ -209,6 +209,7 @@ var rules = []struct {
 	{"11 of v1", "redacting an event of another server", "", `redaction carol {} | redacts="$x:a"`, "3-", ""},
 	{"11 of v1", "redacting an event of another server with the power", "", `redaction bob {} | redacts="$x:a"`, "all", ""},
 	{"11 of v1", "redacting with too little power", `levels alice {"redact":51,"users":{"$bob":50}}`, `redaction bob {} | redacts="$x:a"`, "3-", ""},
+	{"size", "a state key over 255 bytes", "", `other/` + strings.Repeat("é", 128) + ` alice {}`, "none", ""},
 	{"12", "anything else", "", `other bob {}`, "all", ""},
 }
 

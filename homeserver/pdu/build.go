@@ -71,7 +71,13 @@ func (e *Proto) Build(rules *roomversion.Rules, s Signer) (*PDU, error) {
 		}
 		p.ID = matrix.EventID("$" + enc.EncodeToString(sum[:]))
 	}
-	return p, p.finish(true)
+	if err := p.finish(true); err != nil {
+		return nil, err
+	}
+	if p.OverLimit {
+		return nil, fmt.Errorf("%w: %w: an identifier over %d bytes", ErrFormat, ErrTooLarge, maxKey)
+	}
+	return p, nil
 }
 
 func (e *Proto) head(rules *roomversion.Rules, content []byte) []byte {

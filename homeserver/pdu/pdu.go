@@ -25,7 +25,7 @@ const (
 	MaxSize       = 65536 // bytes of canonical JSON, signatures included
 	MaxPrevEvents = 20
 	MaxAuthEvents = 10
-	maxKey        = 255 // bytes of sender, room_id, state_key, type and event_id
+	maxKey        = matrix.MaxIDLength // of sender, room_id, state_key, type and event_id
 )
 
 // ErrFormat is wrapped by errors about an event that is to be dropped: it is not
@@ -56,6 +56,9 @@ type PDU struct {
 	AuthEvents     []matrix.EventID
 	Redacts        matrix.EventID // of a redaction, wherever the room version keeps it
 	Rules          *roomversion.Rules
+	// OverLimit: one of the identifiers has over 255 bytes, though not characters.
+	// Versions that have no DropOverByteLimit reject the event but keep it.
+	OverLimit bool
 
 	raw []byte
 }
@@ -161,11 +164,11 @@ func ParseTrusted(rules *roomversion.Rules, id matrix.EventID, raw []byte) (*PDU
 
 // finish fills in the room ID that a create event leaves out, and checks limits.
 func (p *PDU) finish(check bool) error {
-	if p.Rules.RoomIDIsCreateHash && p.Is(matrix.TypeCreate, "") {
-		if p.RoomID != "" {
-			return nil // the authorisation rules refuse it
-		}
+	if p.Rules.RoomIDIsCreateHash && p.Is(matrix.TypeCreate, "") && p.RoomID == "" { // else the authorisation rules reject it
 		p.RoomID = RoomIDOf(p.ID)
+	}
+	for _, k := range p.identifiers() {
+		p.OverLimit = p.OverLimit || len(k) > maxKey
 	}
 	if !check {
 		return nil
@@ -176,22 +179,28 @@ func (p *PDU) finish(check bool) error {
 	if p.Depth < 0 || p.Depth > p.Rules.MaxDepth() {
 		return fmt.Errorf("%w: depth %d", ErrFormat, p.Depth)
 	}
-	keys := []string{string(p.ID), string(p.RoomID), p.Type, string(p.Sender)}
-	if p.StateKey != nil {
-		keys = append(keys, *p.StateKey)
-	}
-	for _, k := range keys {
-		if len(k) > maxKey {
-			return fmt.Errorf("%w: %w: a key of %d bytes", ErrFormat, ErrTooLarge, len(k))
+	for _, k := range p.identifiers() {
+		if len(k) > maxKey && (p.Rules.DropOverByteLimit || utf8.RuneCountInString(k) > maxKey) {
+			return fmt.Errorf("%w: %w: an identifier of %d bytes", ErrFormat, ErrTooLarge, len(k))
 		}
 	}
-	if _, err := matrix.ParseUserID(string(p.Sender)); err != nil {
+	// Those over the limit would not parse; the event is rejected for them.
+	if _, err := matrix.ParseUserID(string(p.Sender)); err != nil && len(p.Sender) <= maxKey {
 		return fmt.Errorf("%w: sender: %w", ErrFormat, err)
 	}
-	if _, err := matrix.ParseRoomID(string(p.RoomID)); err != nil {
+	if _, err := matrix.ParseRoomID(string(p.RoomID)); err != nil && len(p.RoomID) <= maxKey {
 		return fmt.Errorf("%w: room_id: %w", ErrFormat, err)
 	}
 	return nil
+}
+
+// identifiers are those that have a limit of length.
+func (p *PDU) identifiers() [5]string {
+	list := [5]string{string(p.ID), string(p.RoomID), p.Type, string(p.Sender)}
+	if p.StateKey != nil {
+		list[4] = *p.StateKey
+	}
+	return list
 }
 
 // RoomIDOf is the room ID that a create event's ID makes.

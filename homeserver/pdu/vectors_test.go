@@ -114,6 +114,60 @@ func TestWhoMustSign(t *testing.T) {
 	}
 }
 
+// Identifiers of more than 255 bytes: what came from outside before version 11 is
+// rejected by the rules, not dropped, if it has no more than 255 characters. Our own
+// events are refused in any case.
+func TestLongIdentifiers(t *testing.T) {
+	for _, rules := range roomversion.All() {
+		for name, member := range map[string]string{
+			"type": strings.Repeat("é", 128), "state_key": strings.Repeat("é", 128),
+			"sender": "@" + strings.Repeat("é", 125) + ":domain", "room_id": "!" + strings.Repeat("é", 125) + ":domain",
+		} {
+			for what, value := range map[string]string{"bytes": member, "characters": member + strings.Repeat("x", 256)} {
+				key := "k"
+				p, err := proto(rules, "x", &key, `{}`).Build(rules, signer)
+				if err != nil {
+					t.Fatal(err)
+				}
+				raw := setMember(p.JSON(), name, canonicaljson.AppendString(nil, value))
+				got, _, err := Parse(rules, raw)
+				kept := what == "bytes" && !rules.DropOverByteLimit
+				switch {
+				case kept && (err != nil || !got.OverLimit):
+					t.Errorf("version %s: %s over 255 %s: %v", rules.Version, name, what, err)
+				case !kept && !errors.Is(err, ErrTooLarge):
+					t.Errorf("version %s: %s over 255 %s: %v", rules.Version, name, what, err)
+				}
+				if kept {
+					if again, err := ParseTrusted(rules, got.ID, got.JSON()); err != nil || !again.OverLimit {
+						t.Errorf("version %s: %s from the store: %v", rules.Version, name, err)
+					}
+				}
+			}
+		}
+		e := proto(rules, strings.Repeat("é", 128), nil, `{}`)
+		if _, err := e.Build(rules, signer); !errors.Is(err, ErrTooLarge) {
+			t.Errorf("version %s: our own: %v", rules.Version, err)
+		}
+	}
+}
+
+// A create event of version 12 that names a room is for the rules to reject, but its
+// format is checked.
+func TestTheFormatOfACreateEventWithARoomID(t *testing.T) {
+	rules, _ := roomversion.Get("12")
+	key := ""
+	e := proto(rules, matrix.TypeCreate, &key, `{}`)
+	p, err := e.Build(rules, signer)
+	if err != nil || p.RoomID != "!r:domain" {
+		t.Fatalf("%v, %v", p, err)
+	}
+	e.Sender = "nobody"
+	if _, err := e.Build(rules, signer); !errors.Is(err, ErrFormat) {
+		t.Error(err)
+	}
+}
+
 // A key called redacts means something in a redaction alone.
 func TestRedactsOfOtherEvents(t *testing.T) {
 	for _, rules := range roomversion.All() {

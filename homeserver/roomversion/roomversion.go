@@ -43,6 +43,10 @@ type Rules struct {
 	StrictJSON bool
 	// EnforceKeyValidity: a key must have been valid when the event was made.
 	EnforceKeyValidity bool
+	// DropOverByteLimit: an identifier over 255 bytes makes an event malformed; before,
+	// 255 characters did, and bytes had it rejected. (No specification says so, but
+	// old rooms hold such events.)
+	DropOverByteLimit bool
 
 	// Authorisation.
 	AliasesAuth        bool // m.room.aliases has a rule of its own
@@ -97,6 +101,7 @@ var (
 	v11 = v10.with("11", func(r *Rules) {
 		r.ImplicitCreator, r.RedactsInContent, r.KeepLegacyTopLevel = true, true, false
 		r.KeepAllOfCreate, r.KeepInvitePL, r.KeepSignedInvite = true, true, true
+		r.DropOverByteLimit = true
 	})
 	v12 = v11.with("12", func(r *Rules) { r.StateRes, r.RoomIDIsCreateHash, r.CreatorsInfinite = StateResV21, true, true })
 )

@@ -14,6 +14,7 @@ var rules = map[string][2]int{
 	"EventRefsWithHashes": {1, 2},
 	"StrictJSON":          {6, 12},
 	"EnforceKeyValidity":  {5, 12},
+	"DropOverByteLimit":   {11, 12},
 	"AliasesAuth":         {1, 5},
 	"RedactionAuth":       {1, 2},
 	"NotificationsPL":     {6, 12},

@@ -76,10 +76,10 @@ func oldRoom(tb testing.TB, version string, changes int) (*testRoom, []State) {
 
 func TestLongChainsNeedNoStack(t *testing.T) {
 	for _, version := range []string{"10", "12"} {
-		r, sets := oldRoom(t, version, 5000)
+		r, sets := oldRoom(t, version, 2000)
 		got, err := Resolve(r.rules, sets, r.events)
 		key := matrix.StateKey{Type: matrix.TypePowerLevels}
-		if want := r.eventID("pl5002"); err != nil || got[key] != want {
+		if want := r.eventID("pl2002"); err != nil || got[key] != want {
 			t.Errorf("version %s: %s, %v; want %s", version, got[key], err, want)
 		}
 	}
