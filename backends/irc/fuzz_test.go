@@ -38,7 +38,7 @@ func FuzzServer(f *testing.F) {
 			ours, theirs := net.Pipe()
 			ours.Close()
 			c.net, c.w = theirs, bufio.NewWriter(io.Discard)
-			for _, line := range strings.Split(script, "\n") {
+			for line := range strings.SplitSeq(script, "\n") {
 				if m, err := ircmsg.Parse(line); err == nil {
 					c.handle(m)
 				}

@@ -95,22 +95,25 @@ func (j *journal) begin(ctx context.Context, id string) error {
 	return j.save(ctx, want)
 }
 
-// end notes the outcome of a message. It is stored soon.
+// end notes the outcome of a message. That it was delivered is stored with the next
+// change: the host, which hears of it now, is as quick. That it is to be tried again
+// is stored soon, else the repetition would be taken for one of unknown outcome.
 func (j *journal) end(id string, r backends.Result) {
 	j.mu.Lock()
 	i := j.index(id)
-	if i < 0 || r.Outcome == backends.Uncertain {
-		j.mu.Unlock()
-		return
-	}
-	if r.Outcome == backends.Delivered {
+	switch {
+	case i < 0 || r.Outcome == backends.Uncertain:
+	case r.Outcome == backends.Delivered:
 		j.entries[i].IDs = r.IDs
-	} else {
+	default:
 		j.entries = slices.Delete(j.entries, i, i+1)
 	}
 	j.version++
 	want := j.version
 	j.mu.Unlock()
+	if r.Outcome != backends.Retry {
+		return
+	}
 	j.n.conns.Go(func() {
 		if err := j.save(context.WithoutCancel(j.n.ctx), want); err != nil {
 			j.n.log.Warn("cannot store the outcome of a message", "err", err)
