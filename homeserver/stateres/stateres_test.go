@@ -337,3 +337,74 @@ func TestMissingEvents(t *testing.T) {
 		})
 	}
 }
+
+var errStore = errors.New("the store is gone")
+
+// flaky answers so many times, then fails.
+type flaky struct {
+	Map
+	left int
+}
+
+func (f *flaky) Load(ids []matrix.EventID) ([]Event, error) {
+	if f.left--; f.left < 0 {
+		return nil, errStore
+	}
+	return f.Map.Load(ids)
+}
+
+func TestAFailingStoreIsAnErrorAtAnyMoment(t *testing.T) {
+	for _, version := range []string{"1", "2", "12"} {
+		r := newRoom(t, version)
+		r.play(prelude)
+		r.play(`pl1 < start: alice levels alice=100 bob=50
+			m1: carol rejoin x
+			m2: carol rejoin y
+			t1: bob topic
+			jr1: alice rule invite
+			pl2 < start: alice levels alice=100 bob=40
+			t2: alice topic`)
+		sets := []State{r.after["jr1"], r.after["t2"]}
+		failed := 0
+		for n := 0; ; n++ {
+			_, err := Resolve(r.rules, sets, &flaky{r.events, n})
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, errStore) || n > 100 {
+				t.Fatalf("version %s: %v", version, err)
+			}
+			failed++
+		}
+		if failed < 2 {
+			t.Errorf("version %s: failed %d times", version, failed)
+		}
+	}
+}
+
+func TestStateThatIsNotOfItsKey(t *testing.T) {
+	r := newRoom(t, "10")
+	r.play(prelude)
+	a, b := maps.Clone(r.after["start"]), maps.Clone(r.after["start"])
+	a[matrix.StateKey{Type: matrix.TypeTopic}] = r.eventID("alice")
+	b[matrix.StateKey{Type: matrix.TypeName}] = r.eventID("start") // no state at all
+	for _, sets := range [][]State{{r.after["start"], a}, {b, r.after["start"]}} {
+		if _, err := Resolve(r.rules, sets, r.events); !errors.Is(err, ErrUnknown) {
+			t.Error(err)
+		}
+	}
+}
+
+func TestNoSets(t *testing.T) {
+	r := newRoom(t, "12")
+	r.play(prelude)
+	for _, sets := range [][]State{nil, {}, {nil}, {nil, {}}} {
+		if got, err := Resolve(r.rules, sets, r.events); err != nil || got == nil || len(got) != 0 {
+			t.Errorf("%v: %v, %v", sets, got, err)
+		}
+	}
+	got, err := Resolve(r.rules, []State{r.after["start"], nil}, r.events)
+	if err != nil || !maps.Equal(got, r.after["start"]) {
+		t.Errorf("a branch without state: %v\n%s", err, show(got))
+	}
+}
