@@ -207,8 +207,16 @@ func (s *syncer) build(ctx context.Context) (something bool, err error) {
 	return o.Rooms != nil || o.AccountData != nil || o.Presence != nil || o.ToDevice != nil || o.DeviceLists != nil, nil
 }
 
+// ownNews reports whether there may be something for the user alone.
+func (s *syncer) ownNews() bool {
+	return s.since == nil || s.api.Hub.UserChanged(s.r.user, *s.since)
+}
+
 // accountData fills in what is global and returns what belongs to rooms.
 func (s *syncer) accountData(ctx context.Context) (map[matrix.RoomID][]dataEvent, error) {
+	if !s.ownNews() {
+		return nil, nil
+	}
 	list, err := s.api.Store.AccountDataSince(ctx, s.r.user, s.from(), s.now.Pos)
 	if err != nil {
 		return nil, err
@@ -452,7 +460,7 @@ const defaultTimeline = 20
 
 // stretch reads the timeline and its state.
 func (s *syncer) stretch(ctx context.Context, st stretch) (*joinedRoom, error) {
-	v, err := s.api.viewer(ctx, st.room, s.r.user)
+	v, err := s.api.viewerAs(ctx, st.member)
 	if err != nil {
 		return nil, err
 	}
@@ -744,17 +752,11 @@ func (s *syncer) devices(ctx context.Context) error {
 	if s.device == "" || s.r.service != nil && s.r.URL.Query().Get("device_id") == "" {
 		return nil
 	}
-	st := s.api.Store
-	messages, err := st.ToDevice(ctx, s.r.user, s.device, s.from(), s.now.Pos, maxToDevice)
-	if err != nil {
+	if err := s.toDevice(ctx); err != nil {
 		return err
 	}
-	if len(messages) > 0 {
-		s.out.ToDevice = &dataEvents{}
-		for _, m := range messages {
-			s.out.ToDevice.Events = append(s.out.ToDevice.Events, dataEvent{m.Type, m.Sender, m.Content})
-		}
-	}
+	st := s.api.Store
+	var err error
 	if s.out.KeyCounts, s.out.UnusedFallback, err = st.KeyCounts(ctx, s.r.user, s.device); err != nil {
 		return err
 	}
@@ -765,6 +767,21 @@ func (s *syncer) devices(ctx context.Context) error {
 		return nil
 	}
 	return s.deviceLists(ctx)
+}
+
+func (s *syncer) toDevice(ctx context.Context) error {
+	if !s.ownNews() {
+		return nil
+	}
+	messages, err := s.api.Store.ToDevice(ctx, s.r.user, s.device, s.from(), s.now.Pos, maxToDevice)
+	if err != nil || len(messages) == 0 {
+		return err
+	}
+	s.out.ToDevice = &dataEvents{}
+	for _, m := range messages {
+		s.out.ToDevice.Events = append(s.out.ToDevice.Events, dataEvent{m.Type, m.Sender, m.Content})
+	}
+	return nil
 }
 
 func (s *syncer) deviceLists(ctx context.Context) error {

@@ -30,26 +30,25 @@ type viewAt struct{ visibility, membership string }
 // those who may see nothing of it, M_NOT_FOUND never: who may not see a room may
 // not learn whether it exists.
 func (a *api) viewer(ctx context.Context, room matrix.RoomID, user matrix.UserID) (*viewer, error) {
-	v := &viewer{store: a.Store, room: room, user: user, seen: map[int64]viewAt{}}
 	membership, pos, err := a.Store.MembershipOf(ctx, room, user)
 	if err != nil {
 		return nil, err
 	}
-	v.membership, v.member = membership, pos
-	hv, err := a.Store.CurrentStateKey(ctx, room, matrix.TypeHistoryVisibility, "")
+	return a.viewerAs(ctx, store.Membership{Room: room, User: user, Membership: membership, Pos: pos})
+}
+
+// viewerAs is viewer for a user whose membership is known.
+func (a *api) viewerAs(ctx context.Context, m store.Membership) (*viewer, error) {
+	room, user, pos := m.Room, m.User, m.Pos
+	v := &viewer{store: a.Store, room: room, user: user, membership: m.Membership, member: pos, seen: map[int64]viewAt{}}
+	now, err := a.Store.Visibility(ctx, room)
 	if err != nil {
 		return nil, err
 	}
-	now := "shared"
-	if hv != nil {
-		now = hv.String("history_visibility")
-	}
-	switch membership {
+	switch m.Membership {
 	case matrix.Join:
-		if hv == nil || now == "shared" || now == "world_readable" {
-			v.open, err = v.alwaysOpen(ctx, hv)
-		}
-		return v, err
+		v.open = now.Always && (now.Value == "shared" || now.Value == "world_readable")
+		return v, nil
 	case matrix.Leave, matrix.Ban:
 		forgotten, err := a.Store.Forgotten(ctx, user)
 		if err == nil && forgotten[room] {
@@ -60,7 +59,7 @@ func (a *api) viewer(ctx context.Context, room matrix.RoomID, user matrix.UserID
 		}
 		return v, v.left(ctx, pos)
 	}
-	if now != "world_readable" {
+	if now.Value != "world_readable" {
 		return nil, matrix.Forbidden("You are not in the room")
 	}
 	return v, nil
@@ -76,15 +75,6 @@ func (v *viewer) left(ctx context.Context, pos store.Pos) error {
 		}
 	}
 	return err
-}
-
-// alwaysOpen reports whether the visibility never was another than it is now.
-func (v *viewer) alwaysOpen(ctx context.Context, hv *store.Event) (bool, error) {
-	if hv == nil {
-		return true, nil
-	}
-	previous, err := v.store.Previous(ctx, v.room, []store.Pos{hv.Pos})
-	return previous[hv.Pos] == 0, err
 }
 
 // sees reports whether the user may see an event.

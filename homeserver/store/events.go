@@ -178,6 +178,9 @@ func (s *Store) Relations(ctx context.Context, room matrix.RoomID, id matrix.Eve
 
 // Redact replaces an event by its redacted form.
 func (s *Store) Redact(tx *sqldb.Tx, redacted *pdu.PDU, by matrix.EventID) error {
+	if redacted.Type == matrix.TypeHistoryVisibility {
+		s.visibilityChanges(tx, redacted.RoomID)
+	}
 	_, err := tx.Exec(`UPDATE event SET json = $1, redacted_by = $2, relates_to = NULL, rel_type = NULL WHERE event_id = $3`, string(redacted.JSON()), by, redacted.ID)
 	if err != nil {
 		return fmt.Errorf("redact %s: %w", redacted.ID, err)

@@ -26,6 +26,7 @@ type DeviceKeys struct {
 // NoteDeviceChange queues the note that a user's devices or keys have changed, at a
 // position of this transaction.
 func (s *Store) NoteDeviceChange(tx *sqldb.Tx, user matrix.UserID, pos Pos) {
+	tx.OnCommit(func() { s.devicePos.Store(pos) })
 	tx.QueueLast(upsertDeviceChange, string(user), string(user), pos)
 }
 
@@ -35,6 +36,9 @@ var upsertDeviceChange = &sqldb.Insert{Table: "device_list_change", Columns: []s
 // DeviceChanges returns the users whose devices or keys last changed with
 // from < pos ≤ to. A user whose devices changed again after to is not among them.
 func (s *Store) DeviceChanges(ctx context.Context, from, to Pos) (out []matrix.UserID, err error) {
+	if from >= s.devicePos.Load() {
+		return nil, nil
+	}
 	err = s.Each(ctx, func(scan func(...any) error) error {
 		var u matrix.UserID
 		err := scan(&u)

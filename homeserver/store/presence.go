@@ -24,6 +24,7 @@ func (s *Store) SetPresence(tx *sqldb.Tx, p Presence) (Pos, error) {
 	if err != nil {
 		return 0, err
 	}
+	tx.OnCommit(func() { s.presencePos.Store(pos) })
 	_, err = tx.Exec(`INSERT INTO presence (user_id, state, status_msg, last_active, currently_active, pos) VALUES ($1, $2, $3, $4, $5, $6)
 		ON CONFLICT (user_id) DO UPDATE SET state = excluded.state, status_msg = excluded.status_msg, last_active = excluded.last_active,
 		currently_active = excluded.currently_active, pos = excluded.pos`, p.User, p.State, p.StatusMsg, p.LastActive, p.CurrentlyActive, pos)
@@ -48,6 +49,9 @@ func (s *Store) Presence(ctx context.Context, user matrix.UserID) (*Presence, er
 // PresenceChanges returns the presence of those for whom it last changed with
 // from < pos ≤ to.
 func (s *Store) PresenceChanges(ctx context.Context, from, to Pos) (out []Presence, err error) {
+	if from >= s.presencePos.Load() {
+		return nil, nil
+	}
 	err = s.Each(ctx, func(scan func(...any) error) error {
 		var p Presence
 		err := p.scan(scan)

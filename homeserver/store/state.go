@@ -75,8 +75,11 @@ func (s *Store) InsertSnapshot(tx *sqldb.Tx, room matrix.RoomID, c Chain) {
 // the one before, 0 if there was none.
 func (s *Store) SetState(tx *sqldb.Tx, e NewEvent, previous Pos) {
 	var membership any
-	if e.Type == matrix.TypeMember {
+	switch e.Type {
+	case matrix.TypeMember:
 		membership = e.Membership()
+	case matrix.TypeHistoryVisibility:
+		s.visibilityChanges(tx, e.RoomID)
 	}
 	tx.QueueLast(upsertState, string(e.RoomID)+"\x00"+e.Type+"\x00"+*e.StateKey, string(e.RoomID), e.Type, *e.StateKey, e.Pos, membership)
 	tx.Queue(insertChange, e.Pos, string(e.RoomID), e.Type, *e.StateKey, previous)

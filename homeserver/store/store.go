@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"sync"
+	"sync/atomic"
 
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
 	"github.com/gjallar-im/gjallar/homeserver/roomversion"
@@ -32,6 +33,10 @@ type Store struct {
 	// [sqldb.Tx.OnCommit] says.
 	OnChange func(pos Pos, rooms []matrix.RoomID, users []matrix.UserID)
 
+	visibilities visibilities
+	// The newest positions of what seldom changes, or later ones.
+	presencePos, devicePos atomic.Int64
+
 	rules sync.Map // matrix.RoomID → *roomversion.Rules; a room's version never changes
 }
 
@@ -47,7 +52,14 @@ func Open(ctx context.Context, db *sqldb.DB) (*Store, error) {
 	if err := db.Migrate(ctx, "homeserver", sub); err != nil {
 		return nil, err
 	}
-	return &Store{DB: db}, nil
+	s := &Store{DB: db}
+	pos, err := s.Position(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read stream position: %w", err)
+	}
+	s.presencePos.Store(pos)
+	s.devicePos.Store(pos)
+	return s, nil
 }
 
 // Rules returns the room version's rules; [ErrNotFound] if there is no such room.

@@ -137,6 +137,14 @@ func (h *Hub) RoomChanged(room matrix.RoomID, since Token) bool {
 	return h.news(h.rooms[room], since)
 }
 
+// UserChanged reports whether something that concerns a user may have happened since
+// a token, other than in rooms.
+func (h *Hub) UserChanged(user matrix.UserID, since Token) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.news(h.users[user], since)
+}
+
 func (h *Hub) news(s *subject, since Token) bool {
 	return since.Pos < h.floor || s != nil && (s.pos > since.Pos || s.typing > since.Typing)
 }
