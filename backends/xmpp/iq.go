@@ -72,7 +72,7 @@ var (
 	gatewayFeatures = []string{xep.NSDiscoInfo, xep.NSDiscoItems, xep.NSMUC, xep.NSPing, xep.NSVersion, xep.NSRSM, xep.NSVCard}
 	roomFeatures    = []string{
 		xep.NSDiscoInfo, xep.NSDiscoItems, xep.NSMUC, xep.NSMUCStable, xep.NSSelfPing, xep.NSSID, xep.NSOccupant, xep.NSPing,
-		xep.NSReactions, xep.NSReply, xep.NSRetract, xep.NSReplace, xep.NSVCard, "muc_persistent", "muc_unmoderated", "muc_unsecured",
+		xep.NSReactions, xep.NSReply, xep.NSRetract, xep.NSReplace, xep.NSVCard, xep.NSMAM, "muc_persistent", "muc_unmoderated", "muc_unsecured",
 	}
 	userFeatures = []string{
 		xep.NSDiscoInfo, xep.NSPing, xep.NSVersion, xep.NSVCard, xep.NSChatStates, xep.NSReceipts, xep.NSReplace, xep.NSReply, xep.NSReactions,
@@ -223,6 +223,8 @@ func (r *room) handleIQ(ctx context.Context, e *xep.Element, from, to jid.JID) {
 		r.n.refuse(ctx, e, tooFast)
 	case e.Child(xep.NSMUCAdmin, "query") != nil && to.Resourcepart() == "":
 		r.handleAdmin(ctx, e, e.Child(xep.NSMUCAdmin, "query"), d)
+	case e.Child(xep.NSMAM, "query") != nil && to.Resourcepart() == "":
+		r.handleArchive(ctx, e, e.Child(xep.NSMAM, "query"), d)
 	case target == nil:
 		r.n.refuse(ctx, e, notFound)
 	case e.Child(xep.NSPing, "ping") != nil:

@@ -1,13 +1,17 @@
 package xmpp
 
 import (
+	"context"
+	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/gjallar-im/gjallar/backends"
 	"github.com/gjallar-im/gjallar/backends/backendtest"
+	"github.com/gjallar-im/gjallar/backends/backendtest/peer"
 	"github.com/gjallar-im/gjallar/backends/richtext"
 	"github.com/gjallar-im/gjallar/backends/xmpp/xep"
 )
@@ -308,4 +312,42 @@ func TestMUCFindsWhatAnotherProcessSent(t *testing.T) {
 		deliver(t.T, t.n, other)
 		t.bob.message("never sent")
 	})
+}
+
+// BenchmarkMUC sends messages through Prosody, many at a time, until the room has
+// confirmed them.
+func BenchmarkMUC(b *testing.B) {
+	s, err := startProsody(peer.Dir(b))
+	peer.Need(b, err)
+	defer s.stop()
+	host := backendtest.NewHost(b)
+	config := fmt.Appendf(nil, `{"server": %q, "domain": %q, "secret": %q}`, s.componentAddr, s.component, s.secret)
+	n, err := New().Open(b.Context(), config, host)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer n.Close(context.WithoutCancel(b.Context()))
+	host.WaitPhase(backends.Ready)
+	chat := backends.ChatKey{Chat: backends.ChatID("bench@" + s.muc)}
+	if _, err := n.Join(b.Context(), backends.JoinRequest{Chat: chat}); err != nil {
+		b.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	window := make(chan struct{}, 100)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		window <- struct{}{}
+		wg.Add(1)
+		err := n.Send(b.Context(), &backends.Command{ID: fmt.Sprint(i), Chat: chat, Sender: alice, Body: text("hello")}, func(r backends.Result) {
+			if r.Outcome != backends.Delivered {
+				b.Errorf("%+v", r)
+			}
+			<-window
+			wg.Done()
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	wg.Wait()
 }

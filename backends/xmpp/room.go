@@ -278,7 +278,7 @@ func (n *network) forRoom(e *xep.Element, from, to jid.JID) bool {
 		return false
 	case e.Name.Local == "message" && e.Attr("type") == "groupchat", e.Child(xep.NSMUC, "x") != nil:
 		return true
-	case e.Name.Local == "iq" && to.Resourcepart() == "" && e.Child(xep.NSMUCAdmin, "query") == nil:
+	case e.Name.Local == "iq" && to.Resourcepart() == "" && e.Child(xep.NSMUCAdmin, "query") == nil && e.Child(xep.NSMAM, "query") == nil:
 		return false
 	}
 	r := n.room(to)

@@ -280,3 +280,58 @@ func TestRoomJoinDoesNotHang(t *testing.T) {
 		}
 	})
 }
+
+func TestRoomArchive(t *testing.T) {
+	page := func(set string) string {
+		return "<iq from='bob@b.test/x' to='lobby@gw.test' type='set' id='q'><query xmlns='urn:xmpp:mam:2' queryid='f'>" + set + "</query></iq>"
+	}
+	rsm := func(s string) string {
+		return page("<set xmlns='http://jabber.org/protocol/rsm'><max>2</max>" + s + "</set>")
+	}
+	withFake(t, nil, func(f *fake) {
+		f.addLobby()
+		start := time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC)
+		sid := map[string]string{}
+		for i, id := range []string{"a", "b", "c", "d", "e"} {
+			c := backends.Command{ID: id, Sender: alice, Time: start.Add(time.Duration(i) * time.Hour), Body: text(id)}
+			f.host.FakeRooms().AddHistory(lobby, c)
+			sid[id] = string(f.n.roomIDs(&c)[0])
+		}
+		f.enterLobby("bob@b.test/x", "bob")
+		tests := []struct{ name, query, want, complete string }{
+			{"all of it", page(""), "abcde", "true"},
+			{"the first page", rsm(""), "ab", ""},
+			{"the one after", rsm("<after>" + sid["b"] + "</after>"), "cd", ""},
+			{"the last one after", rsm("<after>" + sid["d"] + "</after>"), "e", "true"},
+			{"the end", rsm("<before/>"), "de", ""},
+			{"before it", rsm("<before>" + sid["d"] + "</before>"), "bc", ""},
+			{"the start", rsm("<before>" + sid["b"] + "</before>"), "a", "true"},
+			{"from a time", page("<x xmlns='jabber:x:data' type='submit'><field var='start'><value>2001-01-01T03:00:00Z</value></field></x>"), "de", "true"},
+			{"until a time", page("<x xmlns='jabber:x:data' type='submit'><field var='end'><value>2001-01-01T02:00:00Z</value></field></x>"), "ab", "true"},
+		}
+		for _, tt := range tests {
+			f.recv(tt.query)
+			var got string
+			for {
+				e := f.conn.Read()
+				if e.Name.Local == "iq" {
+					if fin := e.Child(xep.NSMAM, "fin"); fin.Attr("complete") != tt.complete || got != tt.want {
+						t.Errorf("%s: got %s, %s", tt.name, got, e)
+					}
+					break
+				}
+				result := e.Child(xep.NSMAM, "result")
+				m := result.Child(xep.NSForward, "forwarded").Child(xep.NSClient, "message")
+				body := m.Child(xep.NSClient, "body").Text()
+				if result.Attr("id") != sid[body] || result.Attr("queryid") != "f" || m.Attr("from") != "lobby@gw.test/Alice A" {
+					t.Errorf("%s: got %s", tt.name, e)
+				}
+				got += body
+			}
+		}
+		f.recv(rsm("<after>unknown</after>"))
+		if e := f.conn.Read(); xep.ErrorOf(e) == nil || xep.ErrorOf(e).Condition != "item-not-found" {
+			t.Errorf("after a message that is not there: %s", e)
+		}
+	})
+}

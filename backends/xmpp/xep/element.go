@@ -179,12 +179,17 @@ func (e *Element) Clone() *Element {
 
 // InComponent returns a stanza of a client's stream, as archives and forwards
 // contain them, as one of a component's stream.
-func (e *Element) InComponent() *Element {
+func (e *Element) InComponent() *Element { return e.moved(NSClient, NSComponent) }
+
+// InClient is the reverse of InComponent.
+func (e *Element) InClient() *Element { return e.moved(NSComponent, NSClient) }
+
+func (e *Element) moved(from, to string) *Element {
 	c := e.Clone()
-	c.Name.Space = NSComponent
+	c.Name.Space = to
 	for i, n := range c.Nodes {
-		if n.Element != nil && n.Element.Name.Space == NSClient {
-			c.Nodes[i].Element = n.Element.InComponent()
+		if n.Element != nil && n.Element.Name.Space == from {
+			c.Nodes[i].Element = n.Element.moved(from, to)
 		}
 	}
 	return c
