@@ -113,6 +113,7 @@ type matrixClient struct {
 	base, token, user string
 	http              *http.Client
 	since             string
+	heard             []heard // and not asked for yet
 }
 
 // registerMatrix makes an account with its name as password.

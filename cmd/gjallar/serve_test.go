@@ -76,7 +76,7 @@ func TestWhatWasSaidSurvivesARestart(t *testing.T) {
 func TestCommandLines(t *testing.T) {
 	dir := t.TempDir()
 	bad := filepath.Join(dir, "bad.yaml")
-	must(t, os.WriteFile(bad, []byte("server_name: example.org\nlisten: 127.0.0.1:8008\nnetworks:\n  x:\n    protocol: irc\n    adress: irc.example.org:6667\nsurprise: 1\n"), 0o600))
+	must(t, os.WriteFile(bad, []byte("server_name: example.org\nlisten: 127.0.0.1:8008\nnetworks:\n  x:\n    protocol: irc\n    server: irc.example.org:6667\n    nickname: x\nsurprise: 1\n"), 0o600))
 	good := filepath.Join(dir, "good.yaml")
 	must(t, os.WriteFile(good, []byte("server_name: example.org\ndata: "+dir+"/data\nbridge:\n  registration: "+dir+"/reg.yaml\n"), 0o600))
 	tests := []struct {
@@ -90,9 +90,9 @@ func TestCommandLines(t *testing.T) {
 		{"unknown command", []string{"dance"}, "", 2, []string{`no command "dance"`}},
 		{"unknown flag", []string{"serve", "-dance"}, "", 1, []string{"-dance"}},
 		{"defaults are annotated", []string{"config"}, "", 0, []string{"server_name: localhost", "# "}},
-		{"mistakes are named", []string{"config", "check", bad}, "", 1, []string{"bad.yaml:7", "surprise", "networks.x", "adress"}},
+		{"mistakes are named", []string{"config", "check", bad}, "", 1, []string{"bad.yaml:8", "surprise", "networks.x", "nickname"}},
 		{"a right file is said to be right", []string{"config", "check", good}, "", 0, []string{"is right"}},
-		{"a protocol's keys", []string{"config", "-protocol", "irc"}, "", 0, []string{`"address"`}},
+		{"a protocol's keys", []string{"config", "-protocol", "irc"}, "", 0, []string{`"server"`}},
 		{"an account", []string{"user", "add", "alice", "-admin", "-config", good}, "secret\n", 0, []string{"@alice:example.org"}},
 		{"an account again", []string{"user", "add", "-config", good, "alice"}, "secret\n", 1, []string{"M_USER_IN_USE"}},
 		{"an account without password", []string{"user", "add", "-config", good, "bob"}, "", 1, []string{"no password"}},
