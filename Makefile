@@ -1,5 +1,5 @@
 # What the tests need besides Go; Debian's names.
-PEERS = ngircd inspircd prosody ejabberd postgresql irssi python3-slixmpp
+PEERS = ngircd inspircd prosody ejabberd postgresql irssi ii python3-slixmpp
 
 .PHONY: build test peers check fuzz bench
 
@@ -11,7 +11,7 @@ test: peers check
 	GJALLAR_REQUIRE_PEERS=1 go test -race -timeout 20m ./...
 
 check:
-	@out=$$(gofmt -l cmd appservice homeserver backends puppeting plugins config); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
+	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
 	go vet ./...
 
 # Installs the peers that are missing. Services that Debian would start are not wanted.
