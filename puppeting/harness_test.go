@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -30,15 +31,16 @@ const patience = 20 * time.Second
 
 // world is a homeserver, a bridge with networks that the test plays, and people.
 type world struct {
-	tb     testing.TB
-	hs     *hstest.Server
-	reg    *appservice.Registration
-	web    *httptest.Server
-	app    atomic.Pointer[http.Handler] // of the bridge that runs
-	dsn    string
-	inside bool // as in one process: one database, no sockets towards the homeserver
-	nets   []*fakeNet
-	opts   Options
+	tb        testing.TB
+	hs        *hstest.Server
+	reg       *appservice.Registration
+	web       *httptest.Server
+	app       atomic.Pointer[http.Handler] // of the bridge that runs
+	dsn       string
+	transport http.RoundTripper // to the homeserver
+	inside    bool              // as in one process: one database, no sockets towards the homeserver
+	nets      []*fakeNet
+	opts      Options
 
 	bridge *Bridge
 	db     *sqldb.DB
@@ -62,7 +64,7 @@ func both(t *testing.T, f func(t *testing.T, newWorld func(...*fakeNet) *world))
 
 func makeWorld(tb testing.TB, o *world, nets []*fakeNet) *world {
 	tb.Helper()
-	w := &world{tb: tb, inside: o.inside, hs: hstest.Start(tb), nets: nets, dsn: o.dsn}
+	w := &world{tb: tb, transport: o.transport, inside: o.inside, hs: hstest.Start(tb), nets: nets, dsn: o.dsn}
 	if w.dsn == "" {
 		w.dsn = "sqlite:" + filepath.Join(tb.TempDir(), "bridge.db")
 	}
@@ -111,7 +113,7 @@ func (w *world) start() {
 	}
 	o := w.opts
 	o.DB = db
-	ao := appservice.Options{HomeserverURL: w.hs.URL, Registration: w.reg, ServerName: "test"}
+	ao := appservice.Options{HomeserverURL: w.hs.URL, Transport: w.transport, Registration: w.reg, ServerName: "test"}
 	if w.inside {
 		o.DB, ao.Transport = w.hs.DB, inMemory{w.hs.Handler()}
 	}
@@ -157,12 +159,26 @@ func (w *world) restart() {
 type inMemory struct{ http.Handler }
 
 func (t inMemory) RoundTrip(r *http.Request) (*http.Response, error) {
-	rec := httptest.NewRecorder()
+	rec := &recorder{httptest.NewRecorder(), httptrace.ContextClientTrace(r.Context())}
 	if r.Body == nil {
 		r.Body = http.NoBody
 	}
 	t.ServeHTTP(rec, r)
 	return rec.Result(), nil
+}
+
+// recorder passes on informational responses, as a socket would.
+type recorder struct {
+	*httptest.ResponseRecorder
+	trace *httptrace.ClientTrace
+}
+
+func (r *recorder) WriteHeader(status int) {
+	if status >= 200 {
+		r.ResponseRecorder.WriteHeader(status)
+	} else if r.trace != nil && r.trace.Got1xxResponse != nil {
+		r.trace.Got1xxResponse(status, nil)
+	}
 }
 
 // portal joins the room of a chat's alias as a user, which makes it.

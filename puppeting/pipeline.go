@@ -8,6 +8,7 @@ import (
 	"net/textproto"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gjallar-im/gjallar/appservice"
@@ -71,6 +72,10 @@ func (pl *pipeline) take(ctx context.Context, it inItem) bool {
 	case <-ctx.Done():
 		return false
 	}
+	if pl.hasFailed() { // which is how there came to be room
+		<-pl.slots
+		return false
+	}
 	pl.start(ctx, it, r)
 	return true
 }
@@ -97,25 +102,43 @@ func (pl *pipeline) prepare(ctx context.Context, ev *backends.Event, m *backends
 
 // start sends a message and returns when it has its place, or its outcome.
 func (pl *pipeline) start(ctx context.Context, it inItem, r *ready) {
-	placed := make(chan struct{})
-	settled := sync.OnceFunc(func() { close(placed) })
-	trace := &httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {
-		if code == http.StatusProcessing {
-			settled()
-		}
-		return nil
-	}}
+	next := make(chan struct{})
+	proceed := sync.OnceFunc(func() { close(next) })
+	ctx, cancel := context.WithCancel(ctx)
+	trace := placing(proceed, cancel)
 	seq := pl.next
 	pl.next++
 	end := pl.p.sending.begin(r.intent.UserID())
 	pl.sends.Go(func() {
 		defer func() { <-pl.slots }()
-		defer settled()
+		defer proceed()
 		defer end()
+		defer cancel()
 		id, err := r.intent.Send(httptrace.WithClientTrace(ctx, trace), r.room.id, matrix.TypeMessage, pl.p.txnID(it.ev, 0), r.content, it.ev.Time)
 		pl.finish(seq, it, r, id, err)
 	})
-	<-placed
+	<-next
+}
+
+// placing calls placed when the homeserver has given an event its place. If it is sent
+// once more after that, giveUp is called: whether its place is still free only drain
+// can tell, which sends all that is uncertain again in order.
+func placing(placed, giveUp func()) *httptrace.ClientTrace {
+	var has atomic.Bool
+	return &httptrace.ClientTrace{
+		GetConn: func(string) {
+			if has.Load() {
+				giveUp()
+			}
+		},
+		Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {
+			if code == http.StatusProcessing {
+				has.Store(true)
+				placed()
+			}
+			return nil
+		},
+	}
 }
 
 // finish names an event that was sent, or keeps it for a second try.

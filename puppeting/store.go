@@ -294,11 +294,14 @@ func (s kv) Get(ctx context.Context, key string) ([]byte, error) {
 	return base64.StdEncoding.DecodeString(v)
 }
 
+var upsertKV = &sqldb.Insert{
+	Table: "bridge_kv", Columns: []string{"network", "k", "v"}, Conflict: "ON CONFLICT (network, k) DO UPDATE SET v = excluded.v",
+}
+
 func (s kv) Put(ctx context.Context, key string, value []byte) error {
 	return s.db.Write(ctx, func(tx *sqldb.Tx) error {
-		_, err := tx.Exec(`INSERT INTO bridge_kv (network, k, v) VALUES ($1, $2, $3) ON CONFLICT (network, k) DO UPDATE SET v = excluded.v`,
-			s.network, key, base64.StdEncoding.EncodeToString(value))
-		return err
+		tx.QueueLast(upsertKV, s.network+"\x00"+key, s.network, key, base64.StdEncoding.EncodeToString(value))
+		return nil
 	})
 }
 
