@@ -37,6 +37,7 @@ type account struct {
 	gone    bool                 // run has ended; guarded by mu
 	used    time.Time            // last spoken; guarded by mu
 	kicked  map[string]time.Time // from which folded channels; guarded by mu
+	left    map[string]bool      // channels that the user left while there was no connection; guarded by mu
 	changed chan struct{}        // closed and replaced when something above changes; guarded by mu
 
 	// Of the goroutine of run.
@@ -66,7 +67,7 @@ func (n *network) account(user backends.User) (*account, error) {
 	if a := n.accounts[user.Account]; a != nil {
 		return a, nil
 	}
-	if len(n.accounts) >= *n.cfg.Accounts.Max {
+	if len(n.accounts) >= *n.cfg.Accounts.Max || n.ended {
 		return nil, errNoRoom
 	}
 	a := &account{
@@ -78,6 +79,7 @@ func (n *network) account(user backends.User) (*account, error) {
 		changed: make(chan struct{}),
 		joined:  map[string]string{},
 		kicked:  map[string]time.Time{},
+		left:    map[string]bool{},
 		peers:   map[string]bool{},
 	}
 	n.accounts[a.id] = a
@@ -305,10 +307,16 @@ func (a *account) registered(c *conn) {
 	a.welcome = true
 	a.n.ownAdd(c.nick, a.id)
 	a.storeNick(c.nick)
+	var left map[string]bool
+	a.update(func() {
+		left, a.left = a.left, map[string]bool{}
+		a.conn, a.nick, a.err = c, c.nick, nil
+	})
 	for _, name := range c.rejoin {
-		a.enter(c, name, func(error) {})
+		if !left[c.fold(name)] {
+			a.enter(c, name, func(error) {})
+		}
 	}
-	a.update(func() { a.conn, a.nick, a.err = c, c.nick, nil })
 	a.tell(backends.Ready, c.nick, "")
 	a.checkIdle(c)
 }

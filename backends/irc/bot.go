@@ -22,7 +22,8 @@ const (
 	fatalRetry     = 5 * time.Minute  // after the server refused us for good
 	maxRejoinShift = 6
 	leastGap       = 5 * time.Second // shorter ones are not told
-	heartbeat      = time.Minute     // how often is stored that we are here
+	regainEvery    = 2 * time.Minute
+	heartbeat      = time.Minute // how often is stored that we are here
 )
 
 // bot is the connection that follows channels.
@@ -135,10 +136,25 @@ func (b *bot) registered(c *conn) {
 		b.lastUp = b.n.loadAlive()
 	}
 	b.beat(c)
+	b.regain(c)
 	b.setConn(c)
 	caps := capabilities
 	caps.Typing = c.typing()
 	b.n.deliverState(backends.Ready, "", &caps)
+}
+
+// regain asks for the nick that we want while another has it: perhaps a connection
+// of ours that the server does not yet know to be dead.
+func (b *bot) regain(c *conn) {
+	if c.same(c.nick, c.ident.nick) {
+		return
+	}
+	c.after(regainEvery, func() {
+		if !c.same(c.nick, c.ident.nick) {
+			c.write(ircmsg.New("NICK", c.ident.nick))
+			b.regain(c)
+		}
+	})
 }
 
 // beat stores that we are here, so that the next process knows since when it is not.

@@ -281,11 +281,11 @@ func (n *network) carryOwnMember(l *lane, j *job, m *backends.Member) {
 	}
 	a, c := n.connected(user.Account)
 	leaves := m.Action == backends.Left || m.Action == backends.Kicked || m.Action == backends.Banned
-	if !leaves || c == nil || !validTarget(target) {
+	if !leaves || a == nil || !validTarget(target) {
 		j.reply(backends.Result{Outcome: backends.Delivered})
 		return
 	}
-	submitted := l.submit(c, j, func(reply func(backends.Result)) {
+	submitted := c != nil && l.submit(c, j, func(reply func(backends.Result)) {
 		if _, in := a.joined[c.fold(target)]; !in {
 			reply(backends.Result{Outcome: backends.Delivered})
 			return
@@ -294,7 +294,9 @@ func (n *network) carryOwnMember(l *lane, j *job, m *backends.Member) {
 		line := ircmsg.New("PART", target, reasonText(c, m.Reason, "PART", target))
 		c.submit(&request{lines: []*irc.Message{line}, target: target, done: func(o outcome) { reply(resultOf(o.err)) }})
 	})
-	if !submitted { // not connected is not there
+	if !submitted { // not connected is not there, and is not to come back
+		folded := n.fold(target)
+		a.update(func() { a.left[folded] = true })
 		j.reply(backends.Result{Outcome: backends.Delivered})
 	}
 }

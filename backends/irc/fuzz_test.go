@@ -30,7 +30,7 @@ func FuzzServer(f *testing.F) {
 		n := open(cfg, func(ctx context.Context, _, _ string) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }, host)
 		defer n.Close(context.Background())
 		a := &account{n: n, id: "@alice:here.test", log: n.log, changed: make(chan struct{}), joined: map[string]string{},
-			joins: map[string][]func(error){}, kicked: map[string]time.Time{}, peers: map[string]bool{}}
+			joins: map[string][]func(error){}, kicked: map[string]time.Time{}, left: map[string]bool{}, peers: map[string]bool{}}
 		b := newBot(n)
 		b.channels = map[string]*channel{}
 		for _, o := range []owner{b, a} {

@@ -13,6 +13,7 @@ import (
 const (
 	laneQueue    = 64 // commands that wait
 	laneInFlight = 32 // commands that are sent and not confirmed
+	laneIdle     = 10 * time.Minute
 )
 
 // errNetworkClosed is what Send returns after Close.
@@ -23,6 +24,7 @@ var errNetworkClosed = errors.New("the network is closed")
 // the outcomes of all earlier commands are awaited.
 type lane struct {
 	n    *network
+	chat backends.ChatKey
 	jobs chan *job
 
 	journal  *journal
@@ -32,6 +34,7 @@ type lane struct {
 	conn     *conn          // used last; only the lane's goroutine
 
 	sent  int // number of the last command; guarded by n.mu
+	open  int // commands without an outcome; guarded by n.mu
 	stale int // commands up to this number are to be retried, as one before them is; guarded by n.mu
 }
 
@@ -43,7 +46,7 @@ type job struct {
 }
 
 func newLane(n *network, chat backends.ChatKey) *lane {
-	l := &lane{n: n, journal: newJournal(n, chat), jobs: make(chan *job, laneQueue), slots: make(chan struct{}, laneInFlight)}
+	l := &lane{n: n, chat: chat, journal: newJournal(n, chat), jobs: make(chan *job, laneQueue), slots: make(chan struct{}, laneInFlight)}
 	n.conns.Go(l.run)
 	return l
 }
@@ -62,6 +65,7 @@ func (n *network) Send(ctx context.Context, cmd *backends.Command, reply func(ba
 	}
 	l.taken.Add(1)
 	l.sent++
+	l.open++
 	j := &job{cmd: cmd, number: l.sent}
 	n.mu.Unlock()
 	j.reply = func(r backends.Result) {
@@ -69,18 +73,26 @@ func (n *network) Send(ctx context.Context, cmd *backends.Command, reply func(ba
 			l.retryRest(j.number)
 		}
 		reply(r)
-		l.taken.Done()
+		l.ended()
 	}
 	select {
 	case l.jobs <- j:
 		return nil
 	case <-ctx.Done():
-		l.taken.Done()
+		l.ended()
 		return ctx.Err()
 	case <-l.n.ctx.Done():
-		l.taken.Done()
+		l.ended()
 		return errNetworkClosed
 	}
+}
+
+// ended counts a command that has its outcome, or was not taken.
+func (l *lane) ended() {
+	l.n.mu.Lock()
+	l.open--
+	l.n.mu.Unlock()
+	l.taken.Done()
 }
 
 // drain waits until all commands have their outcome, or ctx ends.
@@ -100,8 +112,15 @@ func (l *lane) idle() <-chan struct{} {
 }
 
 func (l *lane) run() {
+	unused := time.NewTimer(laneIdle)
+	defer unused.Stop()
 	for {
+		unused.Reset(laneIdle)
 		select {
+		case <-unused.C:
+			if l.retire() {
+				return
+			}
 		case j := <-l.jobs:
 			if l.isStale(j) {
 				j.reply(retryIn(time.Second))
@@ -113,6 +132,17 @@ func (l *lane) run() {
 			return
 		}
 	}
+}
+
+// retire takes the lane away if it has nothing to do.
+func (l *lane) retire() bool {
+	l.n.mu.Lock()
+	defer l.n.mu.Unlock()
+	if l.open > 0 {
+		return false
+	}
+	delete(l.n.lanes, l.chat)
+	return true
 }
 
 // retryRest makes what the host has sent so far wait for the repetition of a command,

@@ -44,6 +44,7 @@ type network struct {
 	formerly map[string]bool                 // folded nicks that accounts have had; guarded by mu
 	accounts map[backends.AccountID]*account // guarded by mu
 	lanes    map[backends.ChatKey]*lane      // guarded by mu
+	ended    bool                            // no more goroutines may be started; guarded by mu
 	closed   bool                            // guarded by mu
 }
 
@@ -117,6 +118,9 @@ func (n *network) Close(ctx context.Context) error {
 	for _, l := range lanes {
 		l.drain(ctx)
 	}
+	n.mu.Lock()
+	n.ended = true
+	n.mu.Unlock()
 	n.cancel()
 	stop := context.AfterFunc(ctx, n.tellNo)
 	defer stop()

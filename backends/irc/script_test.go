@@ -619,3 +619,75 @@ func TestWhoWaitsForTheChannelComesFirst(t *testing.T) {
 		c.send("PONG done-2")
 	})
 }
+
+func TestALaneThatIsNotUsedEnds(t *testing.T) {
+	script(t, "", func(t *testing.T, s *fakeServer) {
+		bot := s.acceptBot()
+		first := s.say("1", "one")
+		c := s.acceptAlice(bot)
+		c.expect("PRIVMSG #tea one", "PING done-1")
+		n := s.net.(*network)
+		lanes := func() int {
+			synctest.Wait()
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			return len(n.lanes)
+		}
+		pass(2 * laneIdle)
+		if lanes() != 1 {
+			t.Error("a lane ended with a command in hand")
+		}
+		c.send("PONG done-1")
+		result(t, first, backends.Delivered)
+		pass(2 * laneIdle)
+		if lanes() != 0 {
+			t.Error("the lane is still there")
+		}
+		second := s.say("2", "two")
+		c.expect("PRIVMSG #tea two", "PING done-2")
+		c.send("PONG done-2")
+		result(t, second, backends.Delivered)
+	})
+}
+
+func TestTheConnectionOfAUserComesBack(t *testing.T) {
+	script(t, "", func(t *testing.T, s *fakeServer) {
+		bot := s.acceptBot()
+		first := s.say("1", "one")
+		c := s.acceptAlice(bot)
+		c.expect("PRIVMSG #tea one", "PING done-1")
+		c.send("PONG done-1")
+		result(t, first, backends.Delivered)
+		c.conn.Close()
+		bot.send(":Alice!u@host QUIT :broken")
+		second := s.say("2", "two")
+		c = s.acceptAlice(bot) // which enters #tea
+		c.expect("PRIVMSG #tea two", "PING done-1")
+		c.send("PONG done-1")
+		result(t, second, backends.Delivered)
+
+		c.conn.Close()
+		left := send(t, s.net, &backends.Command{
+			Chat: backends.ChatKey{Chat: "#tea"}, Sender: alice, Body: &backends.Member{Action: backends.Left, User: alice},
+		})
+		result(t, left, backends.Delivered)
+		c = s.accept("Alice", "alice", "Alice")
+		c.quiet()
+	})
+}
+
+func TestTheBotRegainsItsNick(t *testing.T) {
+	script(t, "", func(t *testing.T, s *fakeServer) {
+		c := <-s.conns
+		c.expect("CAP LS 302", "NICK bridge", "USER bridge 0 * :Gjallar bridge")
+		c.send(":irc.test 433 * bridge :taken", ":irc.test CAP * LS :")
+		c.expect("NICK bridge_", "CAP END")
+		c.send(":irc.test 001 bridge_ :Welcome", ":irc.test 422 bridge_ :No MOTD")
+		c.expect("NICK bridge")
+		c.send(":irc.test 433 bridge_ bridge :taken")
+		c.expect("NICK bridge")
+		c.send(":bridge_!u@h NICK bridge")
+		pass(time.Hour)
+		c.quiet()
+	})
+}
