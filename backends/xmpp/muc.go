@@ -37,6 +37,7 @@ type muc struct {
 	occupants map[string]occupant            // all but ours, by nick; guarded by mu
 	puppets   map[backends.AccountID]*puppet // guarded by mu
 	nicks     map[string]backends.AccountID  // of puppets, joining ones too; guarded by mu
+	shadows   map[string]occupant            // who is seen under the nicks of puppets, be it them or not; guarded by mu
 	waiting   map[string]chan *xep.Element   // joining, by full JID; guarded by mu
 	held      []*xep.Element                 // messages to the bot while it joins; guarded by mu
 	subject   chan struct{}                  // closed by the subject, which ends a join; guarded by mu
@@ -68,12 +69,16 @@ func (n *network) joinMUC(ctx context.Context, addr jid.JID, resume *backends.Ma
 	}
 	chat := backends.ChatKey{Chat: backends.ChatID(addr.String())}
 	known := n.idsOf(ctx, chat)
+	puppets, err := n.storedPuppets(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
 	n.mu.Lock()
 	m := n.mucs[addr.String()]
 	if m == nil {
 		m = &muc{
 			n: n, addr: addr, chat: chat, ids: known, busy: make(chan struct{}, 1),
-			puppets: map[backends.AccountID]*puppet{}, pending: map[string]part{},
+			puppets: puppets, pending: map[string]part{},
 		}
 		m.reset()
 		n.mucs[addr.String()] = m
@@ -85,7 +90,7 @@ func (n *network) joinMUC(ctx context.Context, addr jid.JID, resume *backends.Ma
 // reset forgets who is in the room.
 func (m *muc) reset() {
 	m.live = false
-	m.occupants = map[string]occupant{}
+	m.occupants, m.shadows = map[string]occupant{}, map[string]occupant{}
 	m.nicks = map[string]backends.AccountID{}
 	for account, p := range m.puppets { // they may be in the room still
 		m.nicks[p.nick] = account
@@ -216,7 +221,7 @@ func (m *muc) enter(ctx context.Context, from jid.JID, account backends.AccountI
 		if self, err = m.knock(ctx, from, to, history); err == nil {
 			return self, nil
 		}
-		m.unclaim(to.Resourcepart(), account)
+		m.unclaim(ctx, to.Resourcepart(), account)
 		if e, ok := errors.AsType[*xep.Error](err); !ok || e.Condition != "conflict" {
 			return nil, err
 		}
@@ -242,11 +247,25 @@ func (m *muc) claim(nick string, account backends.AccountID) bool {
 	return true
 }
 
-func (m *muc) unclaim(nick string, account backends.AccountID) {
+// unclaim gives a nick up. If somebody else has it, they are an occupant like
+// others after all.
+func (m *muc) unclaim(ctx context.Context, nick string, account backends.AccountID) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	if account != "" && m.nicks[nick] == account {
-		delete(m.nicks, nick)
+	if account == "" || m.nicks[nick] != account {
+		m.mu.Unlock()
+		return
+	}
+	delete(m.nicks, nick)
+	o, other := m.shadows[nick]
+	delete(m.shadows, nick)
+	if other {
+		m.occupants[nick] = o
+	}
+	tell := other && m.live
+	m.mu.Unlock()
+	if tell {
+		ev := m.event(o.user, &backends.Member{Action: backends.Joined, User: o.user, Role: o.role})
+		m.n.in.Do(ctx, m.lane(), func() { m.n.deliver(m.n.ctx, ev, nil) })
 	}
 }
 
@@ -380,10 +399,11 @@ func (m *muc) present(e *xep.Element, from jid.JID, u xep.MUCUser) []*backends.E
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	nick := from.Resourcepart()
+	o := occupant{user: m.userLocked(e, nick, u), role: roleOf(u)}
 	if _, ours := m.nicks[nick]; ours {
+		m.shadows[nick] = o
 		return nil
 	}
-	o := occupant{user: m.userLocked(e, nick, u), role: roleOf(u)}
 	was, known := m.occupants[nick]
 	m.occupants[nick] = o
 	switch {
@@ -412,6 +432,7 @@ func (m *muc) absent(from jid.JID, u xep.MUCUser) []*backends.Event {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	nick := from.Resourcepart()
+	delete(m.shadows, nick)
 	if account, ours := m.nicks[nick]; ours {
 		return m.puppetGoneLocked(nick, account, u)
 	}
@@ -460,6 +481,7 @@ func (m *muc) puppetGoneLocked(nick string, account backends.AccountID, u xep.MU
 	p.joined = false
 	if action := actionOf(u); action == backends.Kicked || action == backends.Banned {
 		delete(m.puppets, account)
+		m.n.spawn(func() { m.n.forgetPuppet(m.addr, account) })
 		return []*backends.Event{m.goneLocked(p.user, u)}
 	}
 	return nil
@@ -545,7 +567,7 @@ func (m *muc) ejected(e *xep.Element, u xep.MUCUser) {
 	m.n.log.Warn("the MUC removed the bridge", "chat", m.chat.Chat, "codes", u.Codes)
 	m.lost(refused)
 	if refused == nil {
-		m.n.wg.Go(m.comeBack)
+		m.n.spawn(m.comeBack)
 	}
 }
 
@@ -606,6 +628,7 @@ func (m *muc) leave(ctx context.Context) {
 	m.mu.Unlock()
 	for _, p := range puppets {
 		m.sayGone(ctx, p.jid, p.nick, "")
+		m.n.forgetPuppet(m.addr, p.user.Account)
 	}
 	m.lost(nil)
 	m.sayGone(ctx, m.n.bot, nick, "")
@@ -633,7 +656,7 @@ func (n *network) selfPing() {
 		if !live || err != nil {
 			continue
 		}
-		n.wg.Go(func() {
+		n.spawn(func() {
 			ctx, cancel := context.WithTimeout(n.ctx, requestTimeout)
 			defer cancel()
 			_, err := n.comp.Request(ctx, xep.IQ(n.bot, to, "get").Add(xep.New(xep.NSPing, "ping")))

@@ -351,3 +351,23 @@ func BenchmarkMUC(b *testing.B) {
 	}
 	wg.Wait()
 }
+
+// After a restart of our process, those of ours who are still in the room are not
+// taken for others.
+func TestMUCKnowsItsOwnAfterRestart(t *testing.T) {
+	withMUC(t, func(t *mucTest) {
+		t.alice(text("hello"))
+		t.bob.message("hello")
+		closeNetwork(t.T, t.n)
+		t.n = t.s.open(t.T, t.host)
+		t.join(nil)
+		_, list := backendtest.NextBody[*backends.Members](t.host, nil)
+		if len(list.Members) != 1 || list.Members[0].User.Name != "bob" {
+			t.Errorf("members %+v", list.Members)
+		}
+		t.alice(text("again"))
+		if got := t.bob.message("again"); got.Attr("from") != t.addr+"/Alice A" {
+			t.Errorf("bob sees %s", got)
+		}
+	})
+}

@@ -2,7 +2,9 @@ package xmpp
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -354,8 +356,56 @@ func (m *muc) puppetOf(ctx context.Context, u backends.User) (*puppet, error) {
 	m.nicks[p.nick] = u.Account
 	delete(m.occupants, p.nick)
 	m.mu.Unlock()
+	m.n.storePuppet(ctx, m.addr, p)
 	m.n.deliver(ctx, &backends.Event{Body: &backends.AccountState{Account: u.Account, Phase: backends.Ready, Address: ghost.String()}}, nil)
 	return p, nil
+}
+
+// Puppets are stored, so that after a restart those who are still in a room are
+// known for ours.
+
+func puppetKey(addr jid.JID, account backends.AccountID) string {
+	return "puppet/" + addr.String() + "/" + string(account)
+}
+
+type storedPuppet struct {
+	User backends.User
+	Nick string
+}
+
+func (n *network) storePuppet(ctx context.Context, addr jid.JID, p *puppet) {
+	b, _ := json.Marshal(storedPuppet{p.user, p.nick}) // strings only: it cannot fail
+	if err := n.host.Store().Put(ctx, puppetKey(addr, p.user.Account), b); err != nil {
+		n.log.Warn("cannot store occupant", "chat", addr, "account", p.user.Account, "err", err)
+	}
+}
+
+func (n *network) forgetPuppet(addr jid.JID, account backends.AccountID) {
+	if err := n.host.Store().Delete(n.ctx, puppetKey(addr, account)); err != nil {
+		n.log.Warn("cannot forget occupant", "chat", addr, "account", account, "err", err)
+	}
+}
+
+func (n *network) storedPuppets(ctx context.Context, addr jid.JID) (map[backends.AccountID]*puppet, error) {
+	pairs, err := n.host.Store().Scan(ctx, puppetKey(addr, ""))
+	if err != nil {
+		return nil, fmt.Errorf("read occupants of %s: %w", addr, err)
+	}
+	puppets := map[backends.AccountID]*puppet{}
+	for _, b := range pairs {
+		var s storedPuppet
+		if json.Unmarshal(b, &s) != nil || s.User.Account == "" {
+			continue
+		}
+		bare, err := n.ghost(ctx, s.User)
+		if err != nil {
+			continue
+		}
+		if full, err := bare.WithResource(resource); err == nil {
+			puppets[s.User.Account] = &puppet{user: s.User, jid: full, nick: s.Nick}
+		}
+	}
+	return puppets, nil
 }
 
 // rejoinPuppets brings back those who were in the room before.
@@ -483,6 +533,7 @@ func (m *muc) removePuppet(ctx context.Context, account backends.AccountID, reas
 	m.mu.Unlock()
 	if p != nil {
 		m.sayGone(ctx, p.jid, p.nick, reason)
+		m.n.forgetPuppet(m.addr, account)
 	}
 }
 
@@ -583,12 +634,12 @@ func (m *muc) sendProfile(ctx context.Context, cmd *backends.Command, body *back
 	if err != nil {
 		return rejected("%s", err)
 	}
+	changed := &puppet{user: body.User, jid: p.jid, nick: from.Resourcepart(), joined: true}
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	delete(m.nicks, p.nick)
-	changed := *p
-	changed.user, changed.nick = body.User, from.Resourcepart()
-	m.puppets[cmd.Sender.Account] = &changed
+	m.puppets[cmd.Sender.Account] = changed
 	m.nicks[changed.nick] = cmd.Sender.Account
+	m.mu.Unlock()
+	m.n.storePuppet(ctx, m.addr, changed)
 	return done
 }

@@ -222,6 +222,7 @@ func TestMUCRemovesTheBot(t *testing.T) {
 			f.joinMUC()
 			f.recv(gone("<status code='332'/>"))
 			f.answerJoin()
+			synctest.Wait()
 			f.say("x")
 		})
 	})

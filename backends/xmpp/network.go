@@ -49,7 +49,8 @@ type network struct {
 
 	mu       sync.Mutex
 	up       bool                       // guarded by mu
-	closing  bool                       // guarded by mu
+	closing  bool                       // commands are not taken any more; guarded by mu
+	stopped  bool                       // goroutines are not started any more; guarded by mu
 	failed   string                     // the reason last told of; guarded by mu
 	mucs     map[string]*muc            // by bare JID; guarded by mu
 	rooms    map[backends.ChatID]*room  // of the gateway; guarded by mu
@@ -295,10 +296,13 @@ func (n *network) Close(ctx context.Context) error {
 		defer close(done)
 		n.taken.Wait()
 		n.cancel()
+		n.mu.Lock()
+		n.stopped = true
+		n.mu.Unlock()
 		n.wg.Wait()
-		n.in.Wait()
-		n.out.Wait()
-		n.enters.Wait()
+		n.in.Close()
+		n.out.Close()
+		n.enters.Close()
 	}()
 	select {
 	case <-done:
@@ -309,6 +313,15 @@ func (n *network) Close(ctx context.Context) error {
 	}
 	n.storeIDs(context.WithoutCancel(ctx))
 	return ctx.Err()
+}
+
+// spawn runs f in a goroutine that Close waits for, unless it waits already.
+func (n *network) spawn(f func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.stopped {
+		n.wg.Go(f)
+	}
 }
 
 // sweep does what is due now and then.

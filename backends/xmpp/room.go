@@ -415,11 +415,11 @@ func (n *network) pingOccupants() {
 	}
 	n.mu.Unlock()
 	for _, r := range rooms {
-		n.wg.Go(func() {
+		n.spawn(func() {
 			r.do(n.ctx, func() {
 				r.restore(n.ctx)
 				for _, d := range r.devices() {
-					n.wg.Go(func() { r.ping(n.ctx, d) })
+					n.spawn(func() { r.ping(n.ctx, d) })
 				}
 			})
 		})

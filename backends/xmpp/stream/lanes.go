@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"sync"
 )
 
@@ -13,7 +14,11 @@ type Lanes struct {
 
 	mu     sync.Mutex
 	queues map[string][]func() // of the keys that run; guarded by mu
+	closed bool                // guarded by mu
 }
+
+// ErrClosed is returned by Lanes that take nothing more.
+var ErrClosed = errors.New("lanes are closed")
 
 // NewLanes returns lanes that hold up to limit functions.
 func NewLanes(limit int) *Lanes {
@@ -21,7 +26,7 @@ func NewLanes(limit int) *Lanes {
 }
 
 // Do puts f at the end of a lane. It blocks while the lanes are full, or until
-// ctx ends; f is not called then.
+// ctx ends or the lanes are closed; f is not called then.
 func (l *Lanes) Do(ctx context.Context, key string, f func()) error {
 	select {
 	case l.slots <- struct{}{}:
@@ -30,6 +35,10 @@ func (l *Lanes) Do(ctx context.Context, key string, f func()) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed {
+		<-l.slots
+		return ErrClosed
+	}
 	queue, running := l.queues[key]
 	l.queues[key] = append(queue, f)
 	if !running {
@@ -55,5 +64,10 @@ func (l *Lanes) run(key string) {
 	}
 }
 
-// Wait returns when all lanes are empty. Nothing may be added meanwhile.
-func (l *Lanes) Wait() { l.wg.Wait() }
+// Close takes nothing more and returns when all lanes are empty.
+func (l *Lanes) Close() {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.wg.Wait()
+}

@@ -217,7 +217,7 @@ func TestLanesKeepOrderAndRunSideBySide(t *testing.T) {
 		}
 		mu.Unlock()
 		close(stuck)
-		l.Wait()
+		l.Close()
 	})
 }
 
@@ -234,6 +234,9 @@ func TestFullLanesBlock(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 		close(hold)
-		l.Wait()
+		l.Close()
+		if err := l.Do(t.Context(), "x", func() { t.Error("it ran") }); !errors.Is(err, ErrClosed) {
+			t.Errorf("got %v", err)
+		}
 	})
 }
