@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/gjallar-im/gjallar/backends"
 )
@@ -122,6 +123,11 @@ func (n *network) Deliver(ctx context.Context, ev *backends.Event, done func(bac
 	case n.slots <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+	if ev.Time.IsZero() { // it tells from when on something is missing if the network goes away
+		now := *ev
+		now.Time = time.Now()
+		ev = &now
 	}
 	n.b.deliver(portalKey{n.name, ev.Chat.Chat, ev.Chat.Account}, inItem{ev, func(r backends.Receipt) {
 		<-n.slots
