@@ -497,14 +497,11 @@ func (a *account) speak(c *conn, cmd *backends.Command, target string, reply fun
 		return
 	}
 	a.enter(c, target, func(err error) {
-		switch err {
-		case nil:
-			a.send(c, cmd, target, reply)
-		case errUnknown, errNotSent: // whether we entered; nothing was said
-			reply(retryIn(time.Second))
-		default:
+		if err != nil { // nothing was said
 			reply(resultOf(err))
+			return
 		}
+		a.send(c, cmd, target, reply)
 	})
 }
 

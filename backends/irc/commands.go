@@ -148,24 +148,25 @@ func (n *network) relay(l *lane, j *job, target string) bool {
 
 // messageResult is the result of a message whose request had o.
 func messageResult(cmd *backends.Command, lines int, o outcome) backends.Result {
-	if o.err == nil {
+	switch o.err {
+	case nil:
 		return delivered(cmd, lines, o.ids)
+	case errUnknown:
+		return backends.Result{Outcome: backends.Uncertain, Reason: o.err.Error()}
 	}
 	return resultOf(o.err)
 }
 
-// resultOf is the result of a command whose request had an error, or nil.
+// resultOf is the result of a command that does no harm if it is repeated, and whose
+// request had an error, or nil.
 func resultOf(err error) backends.Result {
 	if r, ok := errors.AsType[*backends.Refusal](err); ok {
 		return rejected(r.Message)
 	}
-	switch {
-	case err == nil:
-		return backends.Result{Outcome: backends.Delivered}
-	case errors.Is(err, errNotSent):
+	if err != nil {
 		return retryIn(time.Second)
 	}
-	return backends.Result{Outcome: backends.Uncertain, Reason: err.Error()}
+	return backends.Result{Outcome: backends.Delivered}
 }
 
 // moderate runs the lines that f makes, in a channel, by who has at least the rank
@@ -292,13 +293,22 @@ func (n *network) carryOwnMember(l *lane, j *job, m *backends.Member) {
 		}
 		delete(a.joined, c.fold(target))
 		line := ircmsg.New("PART", target, reasonText(c, m.Reason, "PART", target))
-		c.submit(&request{lines: []*irc.Message{line}, target: target, done: func(o outcome) { reply(resultOf(o.err)) }})
+		c.submit(&request{lines: []*irc.Message{line}, target: target, done: func(o outcome) {
+			if o.err == errUnknown || o.err == errNotSent {
+				a.stayOut(c.fold(target))
+			}
+			reply(backends.Result{Outcome: backends.Delivered})
+		}})
 	})
-	if !submitted { // not connected is not there, and is not to come back
-		folded := n.fold(target)
-		a.update(func() { a.left[folded] = true })
+	if !submitted { // who is not connected is not there
+		a.stayOut(n.fold(target))
 		j.reply(backends.Result{Outcome: backends.Delivered})
 	}
+}
+
+// stayOut keeps the account from entering a channel again when it is connected again.
+func (a *account) stayOut(channel string) {
+	a.update(func() { a.left[channel] = true })
 }
 
 // reasonText cuts a reason so that the line fits.
