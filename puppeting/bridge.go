@@ -71,7 +71,7 @@ type Bridge struct {
 	portals map[portalKey]*portal   // guarded by mu
 	rooms   map[matrix.RoomID]*room // guarded by mu
 	busy    map[int64]bool          // rows of the control queue in hand; guarded by mu
-	aliases sync.Mutex              // held while a room is made for an alias
+	aliases *locks[portalKey]       // held while a room is made for a chat
 }
 
 // New loads what the database holds and opens no network yet.
@@ -82,7 +82,7 @@ func New(ctx context.Context, o Options) (*Bridge, error) {
 	}
 	b := &Bridge{
 		o: o, db: o.DB, client: o.Client, log: o.Log, crew: newCrew(), networks: map[string]*network{},
-		portals: map[portalKey]*portal{}, rooms: map[matrix.RoomID]*room{}, busy: map[int64]bool{},
+		portals: map[portalKey]*portal{}, rooms: map[matrix.RoomID]*room{}, busy: map[int64]bool{}, aliases: newLocks[portalKey](),
 	}
 	b.ghosts.init(b)
 	for _, n := range o.Networks {
@@ -158,15 +158,21 @@ func (b *Bridge) Run(ctx context.Context) error {
 }
 
 func (b *Bridge) open(ctx context.Context) error {
+	var wg sync.WaitGroup
+	failed := make(chan error, len(b.networks))
 	for _, n := range b.networks {
-		if err := n.open(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
+		wg.Go(func() {
+			if err := n.open(ctx); err != nil {
+				failed <- fmt.Errorf("open network %s: %w", n.name, err)
 			}
-			return fmt.Errorf("open network %s: %w", n.name, err)
-		}
+		})
 	}
-	return nil
+	wg.Wait()
+	close(failed)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return <-failed
 }
 
 // closeTimeout is how long networks have to finish what they took.

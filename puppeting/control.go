@@ -266,10 +266,11 @@ func (b *Bridge) linkCommand(ctx context.Context, ev *appservice.Event, args []s
 		}
 		return "Another room stands for " + string(k.chat) + " on " + n.title + " already.", nil
 	}
-	p, err := b.establish(ctx, portalRow{portalKey: k, room: ev.RoomID, kind: chatPortal, agent: b.client.Bot().UserID()})
+	p, err := b.establish(ctx, portalRow{portalKey: k, room: ev.RoomID, kind: linkedPortal, agent: b.client.Bot().UserID()})
 	if err != nil {
 		return "", err
 	}
+	p.announce(ctx)
 	err = p.join(ctx)
 	if r, ok := errors.AsType[*backends.Refusal](err); ok && r.Code != backends.RefusedUnavailable {
 		return "", errors.Join(err, b.dissolve(ctx, p))

@@ -50,3 +50,44 @@ func signal(c chan struct{}) {
 	default:
 	}
 }
+
+// locks are as many locks as there are keys in use.
+type locks[K comparable] struct {
+	mu    sync.Mutex
+	turns map[K]*turn // guarded by mu
+}
+
+// turn is a lock that counts who has or wants it.
+type turn struct {
+	held  chan struct{}
+	users int
+}
+
+func newLocks[K comparable]() *locks[K] { return &locks[K]{turns: map[K]*turn{}} }
+
+// lock waits for the lock of a key.
+func (l *locks[K]) lock(ctx context.Context, k K) (unlock func(), err error) {
+	l.mu.Lock()
+	t := l.turns[k]
+	if t == nil {
+		t = &turn{held: make(chan struct{}, 1)}
+		l.turns[k] = t
+	}
+	t.users++
+	l.mu.Unlock()
+	select {
+	case t.held <- struct{}{}:
+		return func() { <-t.held; l.release(k, t) }, nil
+	case <-ctx.Done():
+		l.release(k, t)
+		return nil, ctx.Err()
+	}
+}
+
+func (l *locks[K]) release(k K, t *turn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t.users--; t.users == 0 {
+		delete(l.turns, k)
+	}
+}

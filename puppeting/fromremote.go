@@ -380,7 +380,7 @@ func (p *portal) messageFromRemote(ctx context.Context, ev *backends.Event, m *b
 	if known, err := p.known(ctx, ev.ID); err != nil || known != nil {
 		return deref(known), err
 	}
-	if p.isEcho(ev) {
+	if p.isEcho(ev) || len(m.Text) == 0 && len(m.Files) == 0 {
 		return outcome{}, nil
 	}
 	rm, err := p.target(ctx, ev)

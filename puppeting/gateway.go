@@ -21,44 +21,12 @@ type gateway struct {
 	b *Bridge
 
 	mu    sync.Mutex
-	known map[matrix.UserID]bool    // may be spoken for; guarded by mu
-	turns map[backends.ChatID]*turn // held while someone enters or exits; guarded by mu
-}
-
-// turn is a lock for one chat that counts who wants it.
-type turn struct {
-	held  chan struct{}
-	users int
+	known map[matrix.UserID]bool  // may be spoken for; guarded by mu
+	turns *locks[backends.ChatID] // held while someone enters or exits
 }
 
 func newGateway(n *network) *gateway {
-	return &gateway{n: n, b: n.b, known: map[matrix.UserID]bool{}, turns: map[backends.ChatID]*turn{}}
-}
-
-// lock makes enterings and exits of one chat wait for each other.
-func (g *gateway) lock(ctx context.Context, chat backends.ChatID) (unlock func(), err error) {
-	g.mu.Lock()
-	t := g.turns[chat]
-	if t == nil {
-		t = &turn{held: make(chan struct{}, 1)}
-		g.turns[chat] = t
-	}
-	t.users++
-	g.mu.Unlock()
-	release := func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		if t.users--; t.users == 0 {
-			delete(g.turns, chat)
-		}
-	}
-	select {
-	case t.held <- struct{}{}:
-		return func() { <-t.held; release() }, nil
-	case <-ctx.Done():
-		release()
-		return nil, ctx.Err()
-	}
+	return &gateway{n: n, b: n.b, known: map[matrix.UserID]bool{}, turns: newLocks[backends.ChatID]()}
 }
 
 // mayActAs reports whether the network may speak as a user who is not its ghost.
@@ -191,7 +159,7 @@ func (g *gateway) create(ctx context.Context, alias matrix.RoomAlias) (matrix.Ro
 
 // Enter implements backends.Rooms.
 func (g *gateway) Enter(ctx context.Context, req backends.EnterRequest) (*backends.RoomView, error) {
-	unlock, err := g.lock(ctx, req.Chat)
+	unlock, err := g.turns.lock(ctx, req.Chat)
 	if err != nil {
 		return nil, err
 	}
@@ -259,7 +227,7 @@ func (g *gateway) isIn(ctx context.Context, actor *appservice.Intent, id matrix.
 // Exit implements backends.Rooms. A ghost leaves the room. So does a user of the
 // homeserver, unless they were in it before they entered.
 func (g *gateway) Exit(ctx context.Context, chat backends.ChatID, user backends.User, reason string) error {
-	unlock, err := g.lock(ctx, chat)
+	unlock, err := g.turns.lock(ctx, chat)
 	if err != nil {
 		return err
 	}

@@ -147,9 +147,7 @@ func (g *ghosts) update(ctx context.Context, gh *ghost, u backends.User) error {
 	avatar := gh.avatarURL()
 	if u.Avatar != "" && u.Avatar != avatar {
 		avatar = u.Avatar
-		if err := g.setAvatar(ctx, intent, avatar); err != nil {
-			g.b.log.Debug("a ghost's picture cannot be set", "user_id", gh.user, "err", err)
-		}
+		g.b.crew.Go(func(ctx context.Context) { g.setAvatar(ctx, intent, avatar) }) // messages need not wait for it
 	}
 	if err := g.store(ctx, gh, name, avatar); err != nil {
 		return err
@@ -160,12 +158,14 @@ func (g *ghosts) update(ctx context.Context, gh *ghost, u backends.User) error {
 	return nil
 }
 
-func (g *ghosts) setAvatar(ctx context.Context, intent *appservice.Intent, url string) error {
-	mxc, err := g.b.media.fromRemote(ctx, intent, backends.File{URL: url, Name: "avatar"})
-	if err != nil {
-		return err
+func (g *ghosts) setAvatar(ctx context.Context, intent *appservice.Intent, url string) {
+	f, err := g.b.media.fromRemote(ctx, intent, backends.File{URL: url, Name: "avatar"})
+	if err == nil {
+		err = intent.SetAvatarURL(ctx, f.uri)
 	}
-	return intent.SetAvatarURL(ctx, mxc.uri)
+	if err != nil {
+		g.b.log.Debug("a ghost's picture cannot be set", "user_id", intent.UserID(), "err", err)
+	}
 }
 
 func (g *ghosts) store(ctx context.Context, gh *ghost, name, avatar string) error {

@@ -207,7 +207,7 @@ func (p *portal) infoFromRemote(ctx context.Context, ev *backends.Event, info *b
 		typ, field string
 		value      *string
 	}{{matrix.TypeName, "name", info.Name}, {matrix.TypeTopic, "topic", info.Topic}} {
-		if s.value == nil || *s.value == "" && s.typ == matrix.TypeName {
+		if s.value == nil || s.typ == matrix.TypeName && (*s.value == "" || p.isKind(linkedPortal)) {
 			continue
 		}
 		value := truncate(cleanText(*s.value))

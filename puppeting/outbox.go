@@ -86,7 +86,7 @@ func (w *outWorker) run(ctx context.Context) {
 		busy, err := w.step(ctx)
 		switch {
 		case ctx.Err() != nil:
-			w.stop()
+			w.end(context.WithoutCancel(ctx))
 			return
 		case err != nil:
 			w.p.log.Warn("the queue towards the network waits", "err", err)
@@ -100,8 +100,12 @@ func (w *outWorker) run(ctx context.Context) {
 	}
 }
 
-// stop lets a later kick start anew, with what is in the table.
-func (w *outWorker) stop() {
+// end writes down what the network could still tell before it was closed. A later
+// kick starts anew, with what is in the table.
+func (w *outWorker) end(ctx context.Context) {
+	if err := w.settle(ctx); err != nil {
+		w.p.log.Warn("what was delivered cannot be noted", "err", err)
+	}
 	w.p.out.mu.Lock()
 	defer w.p.out.mu.Unlock()
 	w.p.out.running = false
@@ -215,14 +219,23 @@ func (w *outWorker) send(ctx context.Context) (busy bool, err error) {
 	if err := markSent(ctx, w.p.b.db, batch); err != nil {
 		return false, err
 	}
-	for _, row := range batch {
+	for i, row := range batch {
 		w.rows = w.rows[1:]
 		if err := w.sendRow(ctx, row); err != nil {
 			w.retry = true
-			return false, err
+			return false, errors.Join(err, w.unmark(ctx, batch[i:]))
 		}
 	}
 	return true, nil
+}
+
+// unmark takes back what markSent noted of rows that were not handed over.
+func (w *outWorker) unmark(ctx context.Context, rows []*outRow) error {
+	rows = slices.DeleteFunc(slices.Clone(rows), func(r *outRow) bool { return r.maybeSent })
+	if len(rows) == 0 {
+		return nil
+	}
+	return w.write(context.WithoutCancel(ctx), nil, rows, nil, nil)
 }
 
 // batch is the rows that may go now.

@@ -60,7 +60,7 @@ type ready struct {
 // else may overtake what is on its way. It reports whether it took the event.
 func (pl *pipeline) take(ctx context.Context, it inItem) bool {
 	m, ok := it.ev.Body.(*backends.Message)
-	if !ok || pl.hasFailed() || m.ReplyTo != nil || m.Thread != "" || len(m.Files) > 0 || it.ev.ID == "" || it.ev.Origin != "" || pl.p.isEcho(it.ev) {
+	if !ok || pl.hasFailed() || m.ReplyTo != nil || m.Thread != "" || len(m.Files) > 0 || len(m.Text) == 0 || it.ev.ID == "" || it.ev.Origin != "" || pl.p.isEcho(it.ev) {
 		return false
 	}
 	r := pl.prepare(ctx, it.ev, m)

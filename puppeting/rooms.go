@@ -25,8 +25,6 @@ func (b *Bridge) aliasQuery(ctx context.Context, alias matrix.RoomAlias) (bool, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, aliasTimeout)
 	defer cancel()
-	b.aliases.Lock()
-	defer b.aliases.Unlock()
 	info, err := n.resolve(ctx, unescapeAlias(rest))
 	if err != nil {
 		if _, refused := errors.AsType[*backends.Refusal](err); refused {
@@ -34,7 +32,13 @@ func (b *Bridge) aliasQuery(ctx context.Context, alias matrix.RoomAlias) (bool, 
 		}
 		return false, err
 	}
-	if p := b.findPortal(portalKey{network: name, chat: info.Chat.Chat}); p != nil && p.bound() != nil {
+	k := portalKey{network: name, chat: info.Chat.Chat}
+	unlock, err := b.aliases.lock(ctx, k)
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	if p := b.findPortal(k); p != nil && p.bound() != nil {
 		return true, b.ensureAlias(ctx, alias, p.bound().id)
 	}
 	return b.createPortal(ctx, n, info, alias)
@@ -89,6 +93,7 @@ func (b *Bridge) createPortal(ctx context.Context, n *network, info *backends.Ch
 	if err != nil {
 		return false, err
 	}
+	p.announce(ctx)
 	// Again, for who was told of the members before there was a room for them.
 	b.crew.Go(func(ctx context.Context) { n.rejoin(ctx, p) })
 	return true, nil
@@ -108,6 +113,27 @@ func roomOf(asked, info *backends.ChatInfo, alias matrix.RoomAlias, title string
 		req["topic"] = *info.Topic
 	}
 	return req
+}
+
+// typeBridge is the state that tells clients which chat a room stands for (MSC2346).
+const typeBridge = "uk.half-shot.bridge"
+
+// announce sets that state. A room where the bot may not is without it.
+func (p *portal) announce(ctx context.Context) {
+	rm := p.bound()
+	if rm == nil {
+		return
+	}
+	c := map[string]any{
+		"bridgebot": p.b.client.Bot().UserID(),
+		"protocol":  map[string]any{"id": p.net.info.Protocol, "displayname": firstOf(p.net.info.Title, p.net.info.Protocol)},
+		"network":   map[string]any{"id": p.net.name, "displayname": p.net.title},
+		"channel":   map[string]any{"id": string(p.key.chat), "displayname": string(p.key.chat)},
+	}
+	key := "gjallar://" + p.net.name + "/" + shorten(escapeUser(string(p.key.chat)), string(p.key.chat))
+	if _, err := p.intent().SendState(ctx, rm.id, typeBridge, key, c); err != nil {
+		p.log.Debug("the bridge cannot be announced", "err", err)
+	}
 }
 
 func (b *Bridge) ensureAlias(ctx context.Context, alias matrix.RoomAlias, id matrix.RoomID) error {

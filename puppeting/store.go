@@ -44,7 +44,8 @@ func (k portalKey) chatKey() backends.ChatKey {
 type portalKind string
 
 const (
-	chatPortal    portalKind = "chat"    // by alias, or linked
+	chatPortal    portalKind = "chat"    // by alias: the room is as the chat is
+	linkedPortal  portalKind = "linked"  // a room that was there before
 	directPortal  portalKind = "direct"  // a private chat
 	gatewayPortal portalKind = "gateway" // a gateway's user entered the room
 )

@@ -4,7 +4,7 @@ CREATE TABLE bridge_portal (
 	chat TEXT NOT NULL,
 	account TEXT NOT NULL,
 	room_id TEXT NOT NULL,
-	kind TEXT NOT NULL,            -- 'chat', 'direct', 'gateway'
+	kind TEXT NOT NULL,            -- 'chat', 'linked', 'direct', 'gateway'
 	agent TEXT NOT NULL,           -- the user of ours that reads the room
 	PRIMARY KEY (network, chat, account)
 );
