@@ -72,11 +72,8 @@ func (n *network) receiveDirect(ctx context.Context, e *xep.Element, from jid.JI
 		n.send(ctx, xep.ErrorTo(e, tooFast))
 		return
 	}
-	peer, chat := n.peer(e, from), from.Bare()
-	if n.muc(from.Bare().String()) != nil {
-		chat = from // an occupant of a MUC
-	}
-	key := backends.ChatKey{Chat: backends.ChatID(chat.String()), Account: account.Account}
+	peer := n.peer(e, from)
+	key := backends.ChatKey{Chat: backends.ChatID(peer.ID), Account: account.Account}
 	known := n.idsOf(ctx, key)
 	c := xep.ContentOf(e)
 	id := backends.MessageID(e.Attr("id"))

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -519,19 +520,42 @@ func (m *muc) nickID(nick string) backends.UserID {
 	return backends.UserID(m.addr.String() + "/" + nick)
 }
 
-// userLocked identifies an occupant: by the real address if the room shows it, by
-// the occupant ID (XEP-0421) if the room gives them, by nick otherwise.
+// userLocked identifies an occupant: by the real address if the room shows it to
+// all, by the occupant ID (XEP-0421) if the room gives them, by nick otherwise.
+// What it shows only to moderators, as the bot may be one, is not passed on.
 func (m *muc) userLocked(e *xep.Element, nick string, u xep.MUCUser) backends.User {
 	user := backends.User{ID: m.nickID(nick), Name: nick, Username: nick, Domain: m.addr.Domainpart()}
-	if real, err := jid.Parse(u.JID); err == nil {
-		peer := peerOf(real, nick)
-		return peer
+	if real, err := jid.Parse(u.JID); err == nil && m.features["muc_nonanonymous"] {
+		return peerOf(real, nick)
 	}
 	if id := xep.OccupantID(e); id != "" && m.features[xep.NSOccupant] {
 		sum := sha256.Sum256([]byte(id))
 		user.ID = backends.UserID(m.addr.String() + "#" + hex.EncodeToString(sum[:8]))
 	}
 	return user
+}
+
+// splitOccupant takes apart the ID of somebody known by occupant ID.
+func splitOccupant(id string) (addr string, ok bool) {
+	at, hash := strings.IndexByte(id, '@'), strings.LastIndexByte(id, '#')
+	if at < 0 || hash < at {
+		return "", false
+	}
+	return id[:hash], true
+}
+
+// peerAddress is where a private chat's messages go: its ID is the peer's.
+func (n *network) peerAddress(chat backends.ChatID) (jid.JID, error) {
+	addr, ok := splitOccupant(string(chat))
+	if !ok {
+		return jid.Parse(string(chat))
+	}
+	if m := n.muc(addr); m != nil {
+		if nick := m.nickOf(string(chat)); nick != "" {
+			return m.addr.WithResource(nick)
+		}
+	}
+	return jid.JID{}, errors.New("they are not in the room " + addr)
 }
 
 // roleOf maps affiliation and role of a MUC.

@@ -218,6 +218,22 @@ func TestMUCMembership(t *testing.T) {
 	})
 }
 
+func TestMUCPrivateMessages(t *testing.T) {
+	withMUC(t, func(t *mucTest) {
+		t.alice(text("hello"))
+		t.bob.message("hello")
+		t.bob.say(t.addr+"/Alice A", "chat", "a word", "bob-message-1")
+		ev, _ := backendtest.NextBody(t.host, messageEvent("a word"))
+		if ev.Chat.Account != alice.Account || ev.Chat.Chat != backends.ChatID(ev.Sender.ID) || ev.Sender.Name != "bob" {
+			t.Errorf("event %+v", ev)
+		}
+		deliver(t.T, t.n, &backends.Command{Chat: ev.Chat, Sender: alice, Time: time.Now(), Body: text("another word")})
+		if got := t.bob.message("another word"); got.Attr("from") != t.addr+"/Alice A" || got.Attr("type") != "chat" {
+			t.Errorf("bob sees %s", got)
+		}
+	})
+}
+
 func TestMUCNickClash(t *testing.T) {
 	withMUC(t, func(t *mucTest) {
 		second := backends.User{Account: "@bob:hs.test", Name: "bob", Username: "bob", Domain: "hs.test"}

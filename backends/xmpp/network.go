@@ -215,9 +215,9 @@ func (n *network) Send(ctx context.Context, cmd *backends.Command, reply func(ba
 	}
 	answer := reply
 	reply = func(r backends.Result) { answer(r); n.taken.Done() }
-	chat, err := jid.Parse(string(cmd.Chat.Chat))
+	chat, err := n.peerAddress(cmd.Chat.Chat)
 	if err != nil {
-		reply(rejected("%q is not an XMPP address", cmd.Chat.Chat))
+		reply(rejected("no message can be sent to %s: %s", cmd.Chat.Chat, err))
 		return nil
 	}
 	run := n.sendMUC
@@ -257,6 +257,9 @@ var unsupported = backends.Result{Outcome: backends.Unsupported, Reason: "XMPP h
 
 // Join implements backends.Network.
 func (n *network) Join(ctx context.Context, req backends.JoinRequest) (*backends.ChatInfo, error) {
+	if _, ok := splitOccupant(string(req.Chat.Chat)); ok && req.Chat.Account != "" {
+		return &backends.ChatInfo{Chat: req.Chat, Direct: true}, nil
+	}
 	chat, err := jid.Parse(string(req.Chat.Chat))
 	if err != nil {
 		return nil, &backends.Refusal{Code: backends.RefusedInvalid, Message: fmt.Sprintf("%q is not an XMPP address", req.Chat.Chat)}
