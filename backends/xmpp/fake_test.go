@@ -1,6 +1,7 @@
 package xmpp
 
 import (
+	"bytes"
 	"context"
 	"regexp"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/santhosh-tekuri/jsonschema/v6"
 	"mellium.im/xmpp/jid"
 
 	"github.com/gjallar-im/gjallar/backends"
@@ -221,3 +223,39 @@ func FuzzStanzas(f *testing.F) {
 }
 
 func mustJID(s string) jid.JID { return jid.MustParse(s) }
+
+func TestSchemaAgreesWithConfig(t *testing.T) {
+	info := New().Describe()
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(info.Schema))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := jsonschema.NewCompiler()
+	if err := c.AddResource("config.json", doc); err != nil {
+		t.Fatal(err)
+	}
+	schema, err := c.Compile("config.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for config, valid := range map[string]bool{
+		`{"server": "a:1", "domain": "gw.test", "secret": "x"}`: true,
+		`{"server": "a:1", "domain": "gw.test", "secret": "x", "muc_nick": "n", "limits": {"rate": 0.5, "burst": 1, "history": 0, "occupants": 1}}`: true,
+		`{"server": "a:1", "domain": "gw.test", "secret": ""}`:                         false,
+		`{"server": "a:1", "domain": "gw.test", "secret": "x", "other": 1}`:            false,
+		`{"server": "a:1", "domain": "gw.test", "secret": "x", "limits": {"rate": 0}}`: false,
+		`{"domain": "gw.test", "secret": "x", "server": 1}`:                            false,
+	} {
+		value, err := jsonschema.UnmarshalJSON(strings.NewReader(config))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, parseErr := parseConfig([]byte(config))
+		if err := schema.Validate(value); (err == nil) != valid || (parseErr == nil) != valid {
+			t.Errorf("%s: the schema says %v, Open says %v", config, err, parseErr)
+		}
+	}
+	if !strings.Contains(string(info.Schema), `"x-secret": true`) {
+		t.Error("nothing is secret")
+	}
+}

@@ -199,6 +199,9 @@ func (r *room) realJID(m *member) string {
 		return full
 	}
 	if m.user.ID != "" {
+		if _, err := jid.Parse(string(m.user.ID)); err != nil {
+			return "" // an occupant of another room
+		}
 		return string(m.user.ID)
 	}
 	if local := ghostLocal(m.user); local != "" {

@@ -2,7 +2,6 @@ package xmpp
 
 import (
 	"context"
-	"slices"
 	"strconv"
 	"time"
 
@@ -46,7 +45,9 @@ func (r *room) handlePresence(ctx context.Context, e *xep.Element, from, to jid.
 	default:
 		d.of.show = nil
 		for _, name := range []string{"show", "status"} {
-			d.of.show = append(d.of.show, slices.DeleteFunc([]*xep.Element{e.Child(xep.NSComponent, name)}, func(e *xep.Element) bool { return e == nil })...)
+			if c := e.Child(xep.NSComponent, name); c != nil {
+				d.of.show = append(d.of.show, c)
+			}
 		}
 		r.tellPresence(ctx, d.of, "", nil)
 	}

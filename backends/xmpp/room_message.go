@@ -114,7 +114,7 @@ func (r *room) handlePrivate(ctx context.Context, e *xep.Element, from, to jid.J
 			m := xep.New(xep.NSComponent, "message", "from", other.via+"/"+d.of.nick, "to", other.full.String(), "type", e.Attr("type"), "id", e.Attr("id"))
 			r.n.send(ctx, m.Add(r.passed(e)...).Add(xep.New(xep.NSMUCUser, "x")))
 		}
-	case target.user.Account != "":
+	case target.user.Account != "" && target.user.ID == "":
 		r.n.receiveDirect(ctx, e, from, target.user)
 	default:
 		r.n.refuse(ctx, e, unavailable)
