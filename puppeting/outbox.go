@@ -318,7 +318,9 @@ func (w *outWorker) save(ctx context.Context, results []outResult) error {
 		r := &results[i]
 		switch r.Outcome {
 		case backends.Retry:
-			unsent = append(unsent, r.item.row)
+			if !r.item.row.maybeSent { // otherwise an earlier attempt remains in doubt
+				unsent = append(unsent, r.item.row)
+			}
 			w.again(r)
 		case backends.Interrupted:
 			w.again(r)
