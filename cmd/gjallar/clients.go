@@ -177,11 +177,17 @@ func (c *matrixClient) say(ctx context.Context, room, text string) error {
 
 // matrixMessage is a message in a room's timeline.
 type matrixMessage struct {
+	ID      string `json:"event_id"`
 	Sender  string `json:"sender"`
 	Type    string `json:"type"`
 	Content struct {
-		Body string `json:"body"`
-		Type string `json:"msgtype"`
+		Body    string `json:"body"`
+		Type    string `json:"msgtype"`
+		Relates struct {
+			ReplyTo struct {
+				ID string `json:"event_id"`
+			} `json:"m.in_reply_to"`
+		} `json:"m.relates_to"`
 	} `json:"content"`
 }
 

@@ -242,10 +242,13 @@ func (c *crash) told(word string) bool {
 	})
 }
 
-// uncertain reports whether the sender was told that nobody knows about a message.
+// uncertain reports whether the sender was told that nobody knows about a message:
+// by a notice that answers it.
 func (c *crash) uncertain(text string) bool {
-	return slices.ContainsFunc(c.timeline(c.Context()), func(m matrixMessage) bool {
-		return m.Content.Type == "m.notice" && strings.Contains(m.Content.Body, text)
+	all := c.timeline(c.Context())
+	i := slices.IndexFunc(all, func(m matrixMessage) bool { return m.Content.Body == text })
+	return i >= 0 && slices.ContainsFunc(all, func(m matrixMessage) bool {
+		return m.Content.Type == "m.notice" && strings.Contains(m.Content.Body, "may not have reached") && m.Content.Relates.ReplyTo.ID == all[i].ID
 	})
 }
 
