@@ -367,8 +367,8 @@ func (m *muc) handlePresence(ctx context.Context, e *xep.Element, from, to jid.J
 	if typ == "error" || u.Has(xep.StatusSelf) && typ == "" {
 		m.answerJoin(e, to)
 	}
-	if typ == "unavailable" && u.Has(xep.StatusSelf) && !u.Has(xep.StatusNickChanged) && to.Equal(m.n.bot) {
-		m.ejected(e, u)
+	if typ == "unavailable" && u.Has(xep.StatusSelf) && !u.Has(xep.StatusNickChanged) && to.Equal(m.n.bot) && m.isLive() {
+		m.ejected(e, u) // otherwise it is of a leave before this join
 	}
 	if !to.Equal(m.n.bot) || from.Resourcepart() == "" || u.Has(xep.StatusSelf) {
 		return

@@ -2,6 +2,7 @@ package xmpp
 
 import (
 	"context"
+	"regexp"
 	"slices"
 	"strconv"
 	"time"
@@ -174,6 +175,9 @@ func reactionEvents(c *xep.Content, known *ids, id backends.MessageID, sender ba
 	return events
 }
 
+// reactionSuffix is what reactionEvents adds to the message's ID.
+var reactionSuffix = regexp.MustCompile(`/[+-][0-9]+$`)
+
 func (m *muc) handleSubject(ctx context.Context, e *xep.Element, from jid.JID, at time.Time, silent bool, subject string) {
 	sender, account := m.senderOf(e, from, !at.IsZero())
 	m.mu.Lock()
@@ -234,7 +238,7 @@ func (m *muc) missed(ctx context.Context, resume *backends.Mark) (archive []*xep
 	if resume == nil || resume.ID == "" || !m.has(xep.NSMAM) {
 		return nil, false
 	}
-	after := string(resume.ID)
+	after := reactionSuffix.ReplaceAllString(string(resume.ID), "")
 	for range maxPages {
 		page, last, end, err := m.page(ctx, xep.New(xep.NSRSM, "after").AddText(after))
 		if err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/gjallar-im/gjallar/backends/backendtest/prosody"
 	"github.com/gjallar-im/gjallar/backends/richtext"
 	"github.com/gjallar-im/gjallar/backends/xmpp/xep"
+	"github.com/gjallar-im/gjallar/plugins"
 )
 
 // server is a real XMPP server of a test.
@@ -40,7 +41,13 @@ var servers = struct {
 	dirs    []string
 }{running: map[string]*server{}}
 
+// The test binary, started again with this variable, is the plugin.
+const bePlugin = "GJALLAR_TEST_BE_XMPP"
+
 func TestMain(m *testing.M) {
+	if os.Getenv(bePlugin) != "" {
+		plugins.Main(New())
+	}
 	code := m.Run()
 	for _, s := range servers.running {
 		s.stop()

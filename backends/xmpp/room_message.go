@@ -2,6 +2,7 @@ package xmpp
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"time"
 
@@ -225,16 +226,17 @@ func (n *network) sendRoom(ctx context.Context, addr jid.JID, cmd *backends.Comm
 }
 
 // roomIDs are the stanza IDs of a command in a room of the gateway: an echo keeps
-// that of its event, others have one made of the command's ID.
+// that of its event, others have the command's own, by which the host knows even
+// what was said before it showed us the room.
 func (n *network) roomIDs(cmd *backends.Command) []backends.MessageID {
 	first := cmd.Echo
 	if first == "" {
-		first = backends.MessageID(n.stanzaID(cmd.ID, 0))
+		first = backends.MessageID(cmd.ID)
 	}
 	list := []backends.MessageID{first}
 	if m, ok := cmd.Body.(*backends.Message); ok {
 		for i := 1; i < partsOf(m); i++ {
-			list = append(list, backends.MessageID(n.stanzaID(cmd.ID, i)))
+			list = append(list, backends.MessageID(fmt.Sprintf("%s/%d", cmd.ID, i)))
 		}
 	}
 	return list
