@@ -177,7 +177,7 @@ func (b *Bridge) tombstone(ctx context.Context, ev *appservice.Event) error {
 		if err != nil {
 			return err
 		}
-		p.net.rejoin(ctx, q)
+		b.crew.Go(func(ctx context.Context) { q.net.rejoin(ctx, q) })
 	}
 	return nil
 }
@@ -220,6 +220,7 @@ func (b *Bridge) runCommand(ctx context.Context, ev *appservice.Event) error {
 	}
 	answer, err := b.dispatch(ctx, ev, words[0], words[1:])
 	if r, ok := errors.AsType[*backends.Refusal](err); ok {
+		b.log.Info("a command was refused", "command", words[0], "room_id", ev.RoomID, "user_id", ev.Sender, "err", r)
 		answer, err = "That did not work: "+r.Message, nil
 	}
 	if err != nil {
@@ -276,6 +277,8 @@ func (b *Bridge) linkCommand(ctx context.Context, ev *appservice.Event, args []s
 		return "", errors.Join(err, b.dissolve(ctx, p))
 	}
 	if err != nil {
+		p.log.Warn("the chat cannot be joined yet", "err", err)
+		b.crew.Go(func(ctx context.Context) { n.rejoin(ctx, p) })
 		return "This room will be connected with " + string(k.chat) + " when " + n.title + " can be reached.", nil
 	}
 	return "This room is now connected with " + string(k.chat) + " on " + n.title + ".", nil

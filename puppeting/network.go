@@ -186,19 +186,47 @@ func (n *network) joinAll(ctx context.Context) {
 			return
 		}
 		wg.Go(func() {
-			defer func() { <-turns }()
-			n.rejoin(ctx, p)
+			err := p.join(ctx)
+			<-turns
+			if err != nil {
+				n.b.crew.Go(func(ctx context.Context) { n.rejoin(ctx, p) })
+			}
 		})
 	}
 }
 
+// rejoin has the network follow a chat, again and again while it neither does nor
+// refuses, as long as it is ready: when it is again, all is joined anew.
 func (n *network) rejoin(ctx context.Context, p *portal) {
-	err := p.join(ctx)
-	if err == nil || ctx.Err() != nil {
-		return
+	for delay := firstRejoin; ; delay = min(2*delay, lastRejoin) {
+		err := p.join(ctx)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		p.log.Warn("the chat cannot be joined", "err", err)
+		if r, ok := errors.AsType[*backends.Refusal](err); ok && r.Code != backends.RefusedUnavailable {
+			n.tellRefused(ctx, p, r)
+			return
+		}
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return
+		}
+		if !n.isReady() || p.bound() == nil {
+			return
+		}
 	}
-	p.log.Warn("the chat cannot be joined", "err", err)
-	if r, ok := errors.AsType[*backends.Refusal](err); ok && p.once("join: "+string(r.Code)) {
+}
+
+// Bounds of the time between attempts to join a chat.
+const (
+	firstRejoin = time.Second
+	lastRejoin  = 5 * time.Minute
+)
+
+func (n *network) tellRefused(ctx context.Context, p *portal, r *backends.Refusal) {
+	if p.once("join: " + string(r.Code)) {
 		p.notice(ctx, hashID("join", p.key.network, string(p.key.chat), string(r.Code)), "I could not join "+string(p.key.chat)+" on "+n.title+": "+r.Message)
 	}
 }

@@ -2,6 +2,7 @@ package puppeting
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -93,10 +94,11 @@ func (p *portal) once(subject string) bool {
 // joinTimeout bounds Network.Join.
 const joinTimeout = time.Minute
 
-// join has the network follow the chat.
+// join has the network follow the chat. Commands go out after that, even if it was
+// refused: they are then refused too, and their senders told.
 func (p *portal) join(ctx context.Context) error {
-	defer p.setJoined(true)
 	if p.isGateway() {
+		p.setJoined(true)
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
@@ -106,6 +108,9 @@ func (p *portal) join(ctx context.Context) error {
 		return err
 	}
 	info, err := nw.Join(ctx, backends.JoinRequest{Chat: p.key.chatKey(), Resume: p.resume()})
+	if _, refused := errors.AsType[*backends.Refusal](err); err == nil || refused {
+		p.setJoined(true)
+	}
 	if err != nil {
 		return err
 	}
