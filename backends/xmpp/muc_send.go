@@ -376,13 +376,13 @@ type storedPuppet struct {
 func (n *network) storePuppet(ctx context.Context, addr jid.JID, p *puppet) {
 	b, _ := json.Marshal(storedPuppet{p.user, p.nick}) // strings only: it cannot fail
 	if err := n.host.Store().Put(ctx, puppetKey(addr, p.user.Account), b); err != nil {
-		n.log.Warn("cannot store occupant", "chat", addr, "account", p.user.Account, "err", err)
+		n.log.Warn("cannot store occupant", "chat", addr.String(), "account", p.user.Account, "err", err)
 	}
 }
 
 func (n *network) forgetPuppet(addr jid.JID, account backends.AccountID) {
 	if err := n.host.Store().Delete(n.ctx, puppetKey(addr, account)); err != nil {
-		n.log.Warn("cannot forget occupant", "chat", addr, "account", account, "err", err)
+		n.log.Warn("cannot forget occupant", "chat", addr.String(), "account", account, "err", err)
 	}
 }
 

@@ -459,7 +459,7 @@ func (r *room) bounced(ctx context.Context, e *xep.Element, from jid.JID) {
 // drop removes a device that went without a word.
 func (r *room) drop(ctx context.Context, full jid.JID) {
 	if d := r.device(full); d != nil {
-		r.n.log.Info("occupant cannot be reached", "chat", r.id, "jid", full)
+		r.n.log.Info("occupant cannot be reached", "chat", r.id, "jid", full.String())
 		r.leave(ctx, d, "", false)
 	}
 }

@@ -166,7 +166,7 @@ func (r *room) finish(ctx context.Context, j *joining, view *backends.RoomView, 
 		}
 	}
 	r.save(ctx)
-	r.n.log.Info("user entered room", "chat", r.id, "jid", j.full)
+	r.n.log.Info("user entered room", "chat", r.id, "jid", j.full.String())
 	r.runBacklog()
 }
 
