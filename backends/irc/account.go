@@ -37,6 +37,8 @@ type account struct {
 	gone    bool                 // run has ended; guarded by mu
 	used    time.Time            // last spoken; guarded by mu
 	kicked  map[string]time.Time // from which folded channels; guarded by mu
+	recent  []said               // guarded by mu
+	began   int                  // sighting at which conn had begun for the bot too, -1 before; guarded by mu
 	left    map[string]bool      // channels that the user left while there was no connection; guarded by mu
 	changed chan struct{}        // closed and replaced when something above changes; guarded by mu
 
@@ -45,7 +47,6 @@ type account struct {
 	joined  map[string]string        // channels: folded, as given
 	joins   map[string][]func(error) // under way, who waits
 	peers   map[string]bool          // whom the user has private chats with: folded nicks
-	recent  []said
 }
 
 // said is a line that was sent lately.
@@ -158,7 +159,7 @@ func (a *account) run() {
 			a.tell(backends.Disconnected, "", err.Error())
 			return
 		}
-		wait, phase := backoff(attempt), backends.Disconnected
+		wait, phase := a.n.backoff(attempt), backends.Disconnected
 		if _, fatal := errors.AsType[*fatalError](err); fatal || errors.Is(err, errNoNick) {
 			wait, phase = fatalRetry, backends.Failed
 		} else if time.Since(began) > stableAfter {
@@ -310,8 +311,9 @@ func (a *account) registered(c *conn) {
 	var left map[string]bool
 	a.update(func() {
 		left, a.left = a.left, map[string]bool{}
-		a.conn, a.nick, a.err = c, c.nick, nil
+		a.conn, a.nick, a.err, a.began = c, c.nick, nil, -1
 	})
+	a.n.conns.Go(func() { a.synchronise(c) })
 	for _, name := range c.rejoin {
 		if !left[c.fold(name)] {
 			a.enter(c, name, func(error) {})
@@ -505,24 +507,44 @@ func (a *account) speak(c *conn, cmd *backends.Command, target string, reply fun
 	})
 }
 
+// synchronise waits until the bot has heard of everything that was before the
+// connection: then a QUIT that it sees is not that of an earlier one.
+func (a *account) synchronise(c *conn) {
+	bot := a.n.bot.ready()
+	if bot == nil {
+		return
+	}
+	bot.do(a.n.ctx, func() {
+		bot.submit(&request{lines: []*irc.Message{ircmsg.New("PING", "account")}, target: "*", done: func(o outcome) {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			if o.err == nil && a.conn == c {
+				a.began = a.n.bot.seen.now()
+			}
+		}})
+	})
+}
+
 func (a *account) send(c *conn, cmd *backends.Command, target string, reply func(backends.Result)) {
 	r := a.n.say(c, cmd, target, "", reply)
 	if r == nil {
 		return
 	}
-	chat, from := c.fold(target), a.n.bot.seen.now()
-	var lines []string
+	tr := trace{nick: c.fold(c.nick), chat: c.fold(target), sent: a.n.bot.seen.now()}
 	for _, m := range r.lines {
-		lines = append(lines, m.Params[1])
+		tr.lines = append(tr.lines, m.Params[1])
 	}
-	repeated := a.note(chat, lines)
+	var clear bool
+	tr.began, clear = a.note(tr)
 	r.done = func(o outcome) {
-		if o.err != errUnknown || repeated || !c.isupport.IsChannel(target) {
+		if o.err == errNotSent {
+			a.forget(tr)
+		}
+		if o.err != errUnknown || !clear || !c.isupport.IsChannel(target) {
 			reply(messageResult(cmd, len(r.lines), o))
 			return
 		}
-		nick := c.fold(c.nick)
-		a.n.conns.Go(func() { reply(a.n.investigate(cmd, nick, chat, lines, from)) })
+		a.n.conns.Go(func() { reply(a.investigate(cmd, tr)) })
 	}
 	c.submit(r)
 }
@@ -530,31 +552,48 @@ func (a *account) send(c *conn, cmd *backends.Command, target string, reply func
 // maxRecent is how many lines are remembered for comparison.
 const maxRecent = 64
 
-// note remembers lines, and reports whether one of them was said there a moment ago:
-// then seeing it proves nothing.
-func (a *account) note(chat string, lines []string) (repeated bool) {
+// note remembers lines, and returns the sighting at which the connection began. What
+// the bot sees is not clear if that is not known, or if one of the lines was said
+// there a moment ago.
+func (a *account) note(tr trace) (began int, clear bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	now := time.Now()
-	for _, text := range lines {
-		repeated = repeated || slices.ContainsFunc(a.recent, func(s said) bool {
-			return s.chat == chat && s.text == text && now.Sub(s.at) < 2*sightingPatience
+	clear = a.began >= 0
+	for _, text := range tr.lines {
+		clear = clear && !slices.ContainsFunc(a.recent, func(s said) bool {
+			return s.chat == tr.chat && s.text == text && now.Sub(s.at) < 2*sightingPatience
 		})
 	}
-	for _, text := range lines {
-		a.recent = append(a.recent, said{chat, text, now})
+	for _, text := range tr.lines {
+		a.recent = append(a.recent, said{tr.chat, text, now})
 	}
 	if extra := len(a.recent) - maxRecent; extra > 0 {
 		a.recent = slices.Delete(a.recent, 0, extra)
 	}
-	return repeated
+	return a.began, clear
+}
+
+// forget undoes note for lines that did not arrive.
+func (a *account) forget(tr trace) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, text := range tr.lines {
+		i := slices.IndexFunc(a.recent, func(s said) bool { return s.chat == tr.chat && s.text == text })
+		if i >= 0 {
+			a.recent = slices.Delete(a.recent, i, i+1)
+		}
+	}
 }
 
 // investigate finds out from what the bot saw whether a message arrived.
-func (n *network) investigate(cmd *backends.Command, nick, chat string, lines []string, from int) backends.Result {
-	switch n.bot.seen.find(n.ctx, nick, chat, lines, from) {
+func (a *account) investigate(cmd *backends.Command, tr trace) backends.Result {
+	switch a.n.bot.seen.find(a.n.ctx, tr) {
 	case arrived:
-		return delivered(cmd, len(lines), nil)
+		return delivered(cmd, len(tr.lines), nil)
 	case absent:
+		a.forget(tr)
 		return retryIn(time.Second)
 	}
-	return messageResult(cmd, len(lines), outcome{err: errUnknown})
+	return messageResult(cmd, len(tr.lines), outcome{err: errUnknown})
 }

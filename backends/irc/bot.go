@@ -21,7 +21,6 @@ const (
 	stableAfter    = time.Minute      // a connection that lasted so long resets the backoff
 	fatalRetry     = 5 * time.Minute  // after the server refused us for good
 	maxRejoinShift = 6
-	leastGap       = 5 * time.Second // shorter ones are not told
 	regainEvery    = 2 * time.Minute
 	heartbeat      = time.Minute // how often is stored that we are here
 )
@@ -89,13 +88,13 @@ func (b *bot) run() {
 			b.n.deliverState(backends.Disconnected, "closed", nil)
 			return
 		}
-		wait := backoff(attempt)
+		wait := b.n.backoff(attempt)
 		phase := backends.Disconnected
 		if _, fatal := errors.AsType[*fatalError](err); fatal {
 			phase, wait = backends.Failed, fatalRetry
 		} else if time.Since(began) > stableAfter {
 			attempt = -1
-			wait = backoff(0)
+			wait = b.n.backoff(0)
 		}
 		b.n.log.Warn("the connection has ended", "err", err, "retry_in", wait)
 		b.n.deliverState(phase, err.Error(), nil)
@@ -403,7 +402,7 @@ func (b *bot) catchUp(c *conn, ch *channel) {
 	if from.Before(b.lastUp) {
 		from = b.lastUp
 	}
-	if now.Sub(from) < leastGap {
+	if !now.After(from) {
 		return
 	}
 	c.submit(&request{lines: []*irc.Message{ircmsg.New("PING", "joined")}, done: func(o outcome) {

@@ -102,7 +102,7 @@ func (n *network) journalled(l *lane, j *job) *job {
 		j.reply(backends.Result{Outcome: backends.Retry, After: 5 * time.Second, Reason: "the bridge cannot store what it sends"})
 		return nil
 	}
-	return &job{cmd: j.cmd, reply: func(r backends.Result) { l.journal.end(id, r); j.reply(r) }}
+	return &job{cmd: j.cmd, number: j.number, reply: func(r backends.Result) { l.journal.end(id, r); j.reply(r) }}
 }
 
 func (n *network) isOwn(nick string) bool {

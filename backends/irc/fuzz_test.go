@@ -27,7 +27,8 @@ func FuzzServer(f *testing.F) {
 			t.Fatal(err)
 		}
 		cfg.Nick = "bridge"
-		n := open(cfg, func(ctx context.Context, _, _ string) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }, host)
+		dial := func(ctx context.Context, _, _ string) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }
+		n := open(cfg, &backend{dial: dial, backoff: backoff}, host)
 		defer n.Close(context.Background())
 		a := &account{n: n, id: "@alice:here.test", log: n.log, changed: make(chan struct{}), joined: map[string]string{},
 			joins: map[string][]func(error){}, kicked: map[string]time.Time{}, left: map[string]bool{}, peers: map[string]bool{}}

@@ -16,17 +16,21 @@ import (
 	"context"
 	"encoding/json"
 	"net"
+	"time"
 
 	"github.com/gjallar-im/gjallar/backends"
 )
 
 // New returns the backend, for protocol "irc".
-func New() backends.Backend { return &backend{dial: (&net.Dialer{}).DialContext} }
+func New() backends.Backend { return newBackend() }
+
+func newBackend() *backend { return &backend{dial: (&net.Dialer{}).DialContext, backoff: backoff} }
 
 type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
 type backend struct {
-	dial dialFunc
+	dial    dialFunc
+	backoff func(attempt int) time.Duration // before the next attempt to connect
 }
 
 // capabilities of a network that offers nothing beyond RFC 1459.
@@ -56,5 +60,5 @@ func (b *backend) Open(_ context.Context, raw json.RawMessage, host backends.Hos
 	if err != nil {
 		return nil, err
 	}
-	return open(cfg, b.dial, host), nil
+	return open(cfg, b, host), nil
 }

@@ -33,9 +33,9 @@ type lane struct {
 	taken    sync.WaitGroup // commands without an outcome
 	conn     *conn          // used last; only the lane's goroutine
 
-	sent  int // number of the last command; guarded by n.mu
-	open  int // commands without an outcome; guarded by n.mu
-	stale int // commands up to this number are to be retried, as one before them is; guarded by n.mu
+	sent int   // number of the last command; guarded by n.mu
+	open int   // commands without an outcome; guarded by n.mu
+	held *hold // others wait for the repetition of a command; nil if not; guarded by n.mu
 }
 
 // job is a command with its reply.
@@ -69,8 +69,8 @@ func (n *network) Send(ctx context.Context, cmd *backends.Command, reply func(ba
 	j := &job{cmd: cmd, number: l.sent}
 	n.mu.Unlock()
 	j.reply = func(r backends.Result) {
-		if r.Outcome == backends.Retry {
-			l.retryRest(j.number)
+		if r.Outcome == backends.Retry && !cmd.Ephemeral() {
+			l.hold(j)
 		}
 		reply(r)
 		l.ended()
@@ -122,7 +122,7 @@ func (l *lane) run() {
 				return
 			}
 		case j := <-l.jobs:
-			if l.isStale(j) {
+			if l.mustWait(j) {
 				j.reply(retryIn(time.Second))
 			} else {
 				l.n.carryOut(l, j)
@@ -145,20 +145,39 @@ func (l *lane) retire() bool {
 	return true
 }
 
-// retryRest makes what the host has sent so far wait for the repetition of a command,
-// so that it does not overtake it.
-func (l *lane) retryRest(number int) {
+// hold is a command that is to be tried again, before what follows it. The host
+// may have sent that already, or be about to, without knowing.
+type hold struct {
+	id     string
+	number int
+	until  time.Time // the host has dropped the command if it has not come by then
+}
+
+// holdTime is longer than the host waits before it repeats a command.
+const holdTime = 30 * time.Second
+
+func (l *lane) hold(j *job) {
 	l.n.mu.Lock()
 	defer l.n.mu.Unlock()
-	if number > l.stale {
-		l.stale = l.sent
+	if l.held == nil || j.number < l.held.number {
+		l.held = &hold{j.cmd.ID, j.number, time.Now().Add(holdTime)}
 	}
 }
 
-func (l *lane) isStale(j *job) bool {
+// mustWait reports whether a command is not to be carried out before another has come
+// again. The one that the others wait for ends that when it comes.
+func (l *lane) mustWait(j *job) bool {
 	l.n.mu.Lock()
 	defer l.n.mu.Unlock()
-	return j.number <= l.stale
+	h := l.held
+	switch {
+	case h == nil || j.number < h.number:
+		return false
+	case j.cmd.ID == h.id && j.number > h.number, time.Now().After(h.until):
+		l.held = nil
+		return false
+	}
+	return true
 }
 
 // refuseRest answers what is left when the network closes.
@@ -186,6 +205,11 @@ func (l *lane) submit(c *conn, j *job, f func(reply func(backends.Result))) bool
 	case l.slots <- struct{}{}:
 	case <-l.n.ctx.Done():
 		return false
+	}
+	if l.mustWait(j) { // one before it has failed meanwhile
+		<-l.slots
+		j.reply(retryIn(time.Second))
+		return true
 	}
 	l.inFlight.Add(1)
 	release := func() { <-l.slots; l.inFlight.Done() }

@@ -25,6 +25,8 @@ type network struct {
 	host backends.Host
 	log  *slog.Logger
 
+	backoff func(attempt int) time.Duration
+
 	ctx    context.Context // of the connections; ends with Close
 	cancel context.CancelFunc
 	conns  sync.WaitGroup
@@ -54,10 +56,11 @@ type ownNick struct {
 	until   time.Time          // zero while it is in use
 }
 
-func open(cfg *config, dial dialFunc, host backends.Host) *network {
+func open(cfg *config, b *backend, host backends.Host) *network {
 	n := &network{
 		cfg:      cfg,
-		dial:     dial,
+		dial:     b.dial,
+		backoff:  b.backoff,
 		host:     host,
 		log:      host.Log(),
 		events:   make(chan *backends.Event, maxEvents),

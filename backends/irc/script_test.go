@@ -41,7 +41,7 @@ func script(t *testing.T, config string, f func(t *testing.T, s *fakeServer)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := &fakeServer{t: t, conns: make(chan *fakeConn, 1000), host: backendtest.NewHost(t)}
-		b := &backend{dial: s.dial}
+		b := &backend{dial: s.dial, backoff: backoff}
 		raw := `{"server":"irc.test:6667","tls":false,"nick":"bridge","flood":{"burst":1000,"lines_per_second":1000}`
 		if config != "" {
 			raw += "," + config
@@ -176,6 +176,8 @@ func (c *fakeConn) welcome(nick string) {
 func (s *fakeServer) acceptAlice(bot *fakeConn, caps ...string) *fakeConn {
 	s.t.Helper()
 	c := s.accept("Alice", "alice", "Alice", caps...)
+	bot.expect("PING account")
+	bot.send(strings.Replace(<-bot.lines, "PING", "PONG", 1))
 	c.expect("JOIN #tea")
 	c.welcome("Alice")
 	bot.send(":Alice!u@host JOIN #tea")
@@ -295,6 +297,7 @@ func TestTheConnectionDiesBeforeTheConfirmation(t *testing.T) {
 		{"the bot saw the message", []string{":Alice!u@host PRIVMSG #tea :lost?"}, backends.Delivered},
 		{"the bot saw that it never came", []string{":Alice!u@host QUIT :broken"}, backends.Retry},
 		{"the bot saw half of what was said before", []string{":Alice!u@host PRIVMSG #tea :other", ":Alice!u@host QUIT :broken"}, backends.Retry},
+		{"the bot saw somebody else go", []string{":bob!u@host QUIT :broken"}, backends.Uncertain},
 		{"the bot saw a netsplit", []string{":Alice!u@host QUIT :a.test b.test"}, backends.Uncertain},
 		{"the bot saw nothing", nil, backends.Uncertain},
 	}
@@ -556,7 +559,7 @@ func TestWhatWasInterruptedIsFoundOut(t *testing.T) {
 		// Another process with the same store: the host has lost the results.
 		again := &fakeServer{t: t, conns: make(chan *fakeConn, 1000), host: s.host}
 		var err error
-		again.net, err = (&backend{dial: again.dial}).Open(t.Context(), json.RawMessage(`{"server":"irc.test:6667","tls":false,"nick":"bridge"}`), s.host)
+		again.net, err = (&backend{dial: again.dial, backoff: backoff}).Open(t.Context(), json.RawMessage(`{"server":"irc.test:6667","tls":false,"nick":"bridge"}`), s.host)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -105,14 +105,22 @@ const (
 // sightingPatience is how long the network may take to tell the bot.
 const sightingPatience = 15 * time.Second
 
-// find waits until it is clear whether the lines, sent by nick to chat after the
-// sighting from, arrived: all were seen, or the nick was seen to leave before any.
-func (s *sightings) find(ctx context.Context, nick, chat string, lines []string, from int) verdict {
+// trace is what is looked for: lines that nick sent to chat after the sighting sent,
+// through a connection that began at the sighting began. All names are folded.
+type trace struct {
+	nick, chat  string
+	lines       []string
+	began, sent int
+}
+
+// find waits until it is clear whether the lines arrived: all were seen, or the nick
+// was seen to leave before any.
+func (s *sightings) find(ctx context.Context, tr trace) verdict {
 	ctx, cancel := context.WithTimeout(ctx, sightingPatience)
 	defer cancel()
 	for {
 		s.mu.Lock()
-		v, final := s.judge(nick, chat, lines, from)
+		v, final := s.judge(tr)
 		changed := s.changed
 		s.mu.Unlock()
 		if final {
@@ -127,26 +135,23 @@ func (s *sightings) find(ctx context.Context, nick, chat string, lines []string,
 }
 
 // judge is final if no later sighting can change it.
-func (s *sightings) judge(nick, chat string, lines []string, from int) (v verdict, final bool) {
-	if since, in := s.since[chat]; !in || since > from {
+func (s *sightings) judge(tr trace) (v verdict, final bool) {
+	if since, in := s.since[tr.chat]; !in || since > tr.sent {
 		return unknown, true
 	}
-	if len(s.list) > 0 && s.list[0].seq > from+1 {
+	if len(s.list) > 0 && s.list[0].seq > tr.sent+1 {
 		return unknown, true // some have been forgotten
 	}
 	seen := 0
 	for _, x := range s.list {
-		if x.seq <= from || x.nick != nick {
-			continue
-		}
-		if x.quit {
-			if seen == 0 && !x.split {
-				return absent, true
-			}
+		switch {
+		case x.seq <= tr.began || x.nick != tr.nick:
+		case x.quit && (seen > 0 || x.split):
 			return unknown, true
-		}
-		if x.chat == chat && x.text == lines[seen] {
-			if seen++; seen == len(lines) {
+		case x.quit:
+			return absent, true
+		case x.seq > tr.sent && x.chat == tr.chat && x.text == tr.lines[seen]:
+			if seen++; seen == len(tr.lines) {
 				return arrived, true
 			}
 		}
