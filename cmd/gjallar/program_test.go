@@ -34,6 +34,7 @@ const patience = 30 * time.Second
 // stay the same when it is started again.
 type program struct {
 	tb   testing.TB
+	name string // the command
 	args []string
 	dir  string
 	web  string // base URL for Matrix clients
@@ -52,7 +53,7 @@ func newProgram(tb testing.TB, yaml string) *program {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	p := &program{tb: tb, dir: tb.TempDir(), web: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), irc: fmt.Sprintf("127.0.0.1:%d", ports[1])}
+	p := &program{tb: tb, name: "serve", dir: tb.TempDir(), web: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), irc: fmt.Sprintf("127.0.0.1:%d", ports[1])}
 	file := filepath.Join(p.dir, "gjallar.yaml")
 	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
 		tb.Fatal(err)
@@ -76,7 +77,7 @@ func (p *program) start() {
 	if err != nil {
 		p.tb.Fatal(err)
 	}
-	p.cmd = exec.Command(self, p.args...)
+	p.cmd = exec.Command(self, append([]string{p.name}, p.args...)...)
 	p.cmd.Env = append(os.Environ(), "GJALLAR_TEST_MAIN=1", "GJALLAR_RATE_LIMITS=false")
 	p.cmd.Stderr = p
 	stdout, err := p.cmd.StdoutPipe()

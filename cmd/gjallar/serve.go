@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -64,49 +65,98 @@ func serve(ctx context.Context, t *terminal, args []string) error {
 // serveAll runs the parts until ctx ends or one fails. They end in the order in
 // which they need each other: who speaks to the homeserver before the homeserver.
 func serveAll(ctx context.Context, t *terminal, c *config.Config, d *dataDir, db *sqldb.DB, web net.Listener) error {
+	defer web.Close()
 	log := newLogger(t.err, c)
-	inside := &handlerTransport{}
+	services, err := readServices(c)
+	if err != nil {
+		return err
+	}
+	inside := &handlerTransport{handler: http.NotFoundHandler()}
 	hs, err := newHomeserver(ctx, c, d, db, web, routes{bridge: inside}, log)
 	if err != nil {
-		web.Close()
 		return err
 	}
 	defer hs.Close()
-	reg := puppeting.NewRegistration(networkNames(c), c.ServerName, insideBridge, true)
-	r, err := newRuntime(ctx, c, runtimeOptions{
-		db: db, registration: reg, homeserver: insideHomeserver, transport: &handlerTransport{hs.Handler()}, publicURL: publicURL(c, web), log: log,
-	})
-	if err != nil {
-		web.Close()
-		return err
+	for _, s := range services {
+		if err := hs.AddService(ctx, *s); err != nil {
+			return fmt.Errorf("application service %s: %w", s.ID, err)
+		}
 	}
-	defer r.closePlugins()
-	inside.handler = r.Handler()
-	if err := hs.AddService(ctx, *reg); err != nil {
-		web.Close()
-		return fmt.Errorf("register the bridge: %w", err)
+	bridge := func(ctx context.Context) error { <-ctx.Done(); return nil }
+	if !runsElsewhere(services) {
+		r, err := newInsideRuntime(ctx, c, db, hs, web, log)
+		if err != nil {
+			return err
+		}
+		defer r.closePlugins()
+		inside.handler = r.Handler()
+		bridge = func(ctx context.Context) error {
+			if err := makeFirstRoom(ctx, c, r.client); err != nil {
+				return err
+			}
+			greet(t.out, c, web, true)
+			return r.Run(ctx)
+		}
+	} else {
+		greet(t.out, c, web, false)
 	}
 	outer, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	parts, running := errgroup.WithContext(outer)
-	parts.Go(func() error { return serveHTTP(running, web, page(c, hs.Handler(), r.Handler())) })
+	parts.Go(func() error { return serveHTTP(running, web, page(c, hs.Handler(), inside.handler)) })
 	parts.Go(func() error { return hs.Run(running) })
 	parts.Go(func() error {
+		defer stop() // without the bridge the rest has no purpose
 		inner, cancel := context.WithCancel(running)
 		defer cancel()
-		defer stop() // without the bridge the rest has no purpose
-		end := context.AfterFunc(ctx, cancel)
-		defer end()
-		if err := makeFirstRoom(inner, c, r.client); err != nil {
-			return err
-		}
-		greet(t.out, c, web)
-		return r.Run(inner)
+		defer context.AfterFunc(ctx, cancel)()
+		return bridge(inner)
 	})
 	if err := parts.Wait(); err != nil && !stopped(err) {
 		return err
 	}
 	return nil
+}
+
+// newInsideRuntime is the runtime that speaks with the homeserver through memory.
+func newInsideRuntime(ctx context.Context, c *config.Config, db *sqldb.DB, hs *homeserver.Server, web net.Listener, log *slog.Logger) (*runtime, error) {
+	reg := puppeting.NewRegistration(networkNames(c), c.ServerName, insideBridge, true)
+	if err := hs.AddService(ctx, *reg); err != nil {
+		return nil, fmt.Errorf("register the bridge: %w", err)
+	}
+	return newRuntime(ctx, c, runtimeOptions{
+		db: db, registration: reg, homeserver: insideHomeserver, transport: &handlerTransport{hs.Handler()}, publicURL: publicURL(c, web), log: log,
+	})
+}
+
+// readServices reads the registrations of application services in other processes.
+func readServices(c *config.Config) (out []*appservice.Registration, err error) {
+	for _, file := range c.ApplicationServices {
+		s, err := readService(file)
+		if err != nil {
+			return nil, c.Mistake("application_services", "%s: %v", file, err)
+		}
+		out = append(out, s)
+	}
+	if runsElsewhere(out) && (len(c.Networks) > 0 || c.IRCListen != "off") {
+		return nil, c.Mistake("application_services", `one of them is a Gjallar bridge, which has networks and irc_listen to itself: remove networks here and set irc_listen to "off"`)
+	}
+	return out, nil
+}
+
+func readService(file string) (*appservice.Registration, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return appservice.ReadYAML(f)
+}
+
+// runsElsewhere reports whether one of the services is the bridge itself, as
+// `gjallar bridge` runs it.
+func runsElsewhere(services []*appservice.Registration) bool {
+	return slices.ContainsFunc(services, func(s *appservice.Registration) bool { return s.SenderLocalpart == puppeting.BotLocalpart })
 }
 
 // stopped reports whether err stands for a stop that was asked for.
@@ -128,34 +178,11 @@ func newHomeserver(ctx context.Context, c *config.Config, d *dataDir, db *sqldb.
 	if err != nil {
 		return nil, err
 	}
-	hs, err := homeserver.New(ctx, homeserver.Options{
+	return homeserver.New(ctx, homeserver.Options{
 		ServerName: matrix.ServerName(c.ServerName), DB: db, Key: key, KeyID: keyID, MediaDir: d.file("media"), MaxUpload: c.Media.MaxUpload,
 		PublicURL: publicURL(c, web), Registration: registrationMode(c), RegistrationToken: c.Registration.Token, SharedSecret: c.Registration.SharedSecret, RateLimits: c.RateLimits,
 		Transport: services, Log: log.With("part", "homeserver"),
 	})
-	if err != nil {
-		return nil, err
-	}
-	for _, file := range c.ApplicationServices {
-		if err := addService(ctx, hs, file); err != nil {
-			hs.Close()
-			return nil, c.Mistake("application_services", "%s: %v", file, err)
-		}
-	}
-	return hs, nil
-}
-
-func addService(ctx context.Context, hs *homeserver.Server, file string) error {
-	f, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	reg, err := appservice.ReadYAML(f)
-	if err != nil {
-		return err
-	}
-	return hs.AddService(ctx, *reg)
 }
 
 // registrationMode is "open", "token" or "closed".
@@ -212,8 +239,9 @@ func makeFirstRoom(ctx context.Context, c *config.Config, client *appservice.Cli
 	return nil
 }
 
-// greet tells where clients connect, and the first thing to type.
-func greet(w io.Writer, c *config.Config, web net.Listener) {
+// greet tells where clients connect and, if there is a room to join, the first thing
+// to type.
+func greet(w io.Writer, c *config.Config, web net.Listener, lobby bool) {
 	fmt.Fprintf(w, "Gjallar is ready: the homeserver of %s.\n", c.ServerName)
 	fmt.Fprintf(w, "  Matrix clients connect to %s", publicURL(c, web))
 	switch registrationMode(c) {
@@ -222,7 +250,9 @@ func greet(w io.Writer, c *config.Config, web net.Listener) {
 	default:
 		fmt.Fprintf(w, " (make an account: gjallar user add NAME)\n")
 	}
-	fmt.Fprintf(w, "    and join #%s:%s\n", firstRoom, c.ServerName)
+	if lobby {
+		fmt.Fprintf(w, "    and join #%s:%s\n", firstRoom, c.ServerName)
+	}
 	if c.IRCListen != "off" {
 		host, port, err := net.SplitHostPort(c.IRCListen)
 		if err != nil {

@@ -2,10 +2,13 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/gjallar-im/gjallar/backends/backendtest/peer"
 )
 
 // TestATourAsInTheReadme is an IRC user and a Matrix user meeting in the lobby.
@@ -71,6 +74,37 @@ func TestWhatWasSaidSurvivesARestart(t *testing.T) {
 	must(t, err)
 	must(t, bob.send("PRIVMSG #lobby :after the crash"))
 	alice.sees(t, room, "after the crash")
+}
+
+// TestTheBridgeAlone is the runtime beside a homeserver in another process: what
+// goes through memory elsewhere goes over HTTP here.
+func TestTheBridgeAlone(t *testing.T) {
+	ports, err := peer.FreePorts(1)
+	must(t, err)
+	dir := t.TempDir()
+	registration := filepath.Join(dir, "registration.yaml")
+	hs := newProgram(t, "application_services: ["+registration+"]\n")
+	hs.args = append(hs.args, "-irc-listen", "off")
+	bridge := newProgram(t, fmt.Sprintf("bridge: {homeserver: %q, listen: \"127.0.0.1:%d\", registration: %s}\n", hs.web, ports[0], registration))
+	bridge.name = "bridge"
+	var out bytes.Buffer
+	if status := run(t.Context(), &terminal{strings.NewReader(""), &out, &out, nil}, []string{"register", "-config", filepath.Join(bridge.dir, "gjallar.yaml")}); status != 0 {
+		t.Fatal(out.String())
+	}
+	hs.start()
+	bridge.start()
+	alice := hs.matrix("alice")
+	bob := ircUser(t, bridge.irc, "bob")
+	must(t, bob.join(soon(t), "#over-http"))
+	room, err := alice.join(soon(t), "#over-http:localhost")
+	must(t, err)
+	must(t, bob.send("PRIVMSG #over-http :from IRC"))
+	alice.sees(t, room, "from IRC")
+	must(t, alice.say(soon(t), room, "from Matrix"))
+	_, err = bob.wait(soon(t), func(l string) bool { return said(l) == "from Matrix" })
+	must(t, err)
+	bridge.stop()
+	hs.stop()
 }
 
 func TestCommandLines(t *testing.T) {
