@@ -193,6 +193,8 @@ func (c *Component) read(ctx context.Context, r *xep.Reader) error {
 	for {
 		e, err := r.Next()
 		switch {
+		case xep.Skipped(err):
+			c.opts.Log.Warn("stanza dropped", "err", err)
 		case errors.Is(err, io.EOF):
 			return errors.New("the XMPP server closed the stream")
 		case err != nil:

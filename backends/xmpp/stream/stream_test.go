@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -174,6 +175,19 @@ func TestSilentServerIsLeft(t *testing.T) {
 		<-c.down
 		if d := time.Since(before); d != pingEvery+pingTimeout {
 			t.Errorf("left after %v", d)
+		}
+	})
+}
+
+// A room's history would replay a stanza that ends the connection, again and again.
+func TestStanzaThatIsTooLargeIsDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := start(t, streamtest.Secret)
+		conn := c.server.Accept()
+		<-c.up
+		conn.Write("<message from='x@y' id='1'><body>%s</body></message><message from='x@y' id='2'/>", strings.Repeat("x", xep.MaxStanza))
+		if e := <-c.stanzas; e.Attr("id") != "2" {
+			t.Errorf("got %s", e.Attr("id"))
 		}
 	})
 }

@@ -13,29 +13,38 @@ const (
 	MaxStanza = 256 << 10 // bytes
 	MaxDepth  = 64        // of elements, the stanza itself being 1
 	MaxAttrs  = 64        // of one element
+	MaxSkip   = 1 << 20   // bytes of a stanza that is read but not kept
 )
 
-// Errors of a [Reader]. After any error the stream is of no more use.
+// Errors of a [Reader]. After one of the first three the stanza has been skipped and
+// the next can be read: a server passes on larger stanzas than we take, and replays
+// them from a room's history, so they must not cost the stream. After any other
+// error the stream is of no more use.
 var (
 	ErrTooLarge   = errors.New("stanza is larger than 256 KiB")
 	ErrTooDeep    = errors.New("stanza is nested deeper than 64")
 	ErrAttributes = errors.New("element with too many attributes, or with one twice")
+	ErrEndless    = errors.New("stanza does not end within 1 MiB")
 	ErrRestricted = errors.New("XML that streams must not contain: directive, processing instruction or comment")
 )
+
+// Skipped reports whether err says that a stanza was skipped.
+func Skipped(err error) bool { return err == ErrTooLarge || err == ErrTooDeep || err == ErrAttributes }
 
 // Reader reads stanzas from a stream. It is for one goroutine.
 type Reader struct {
 	budget *budgetReader
 	dec    *xml.Decoder
+	depth  int // of open elements of the stanza being read
 }
 
 // NewReader returns a Reader that has not read the stream's head yet.
 func NewReader(r io.Reader) *Reader {
-	b := &budgetReader{r: bufio.NewReader(r), left: MaxStanza}
+	b := &budgetReader{r: bufio.NewReader(r), left: MaxSkip}
 	return &Reader{budget: b, dec: xml.NewDecoder(b)}
 }
 
-// budgetReader ends with ErrTooLarge after left bytes. It is a ByteReader, so
+// budgetReader ends with ErrEndless after left bytes. It is a ByteReader, so
 // the decoder puts no buffer before it and the count is exact.
 type budgetReader struct {
 	r    *bufio.Reader
@@ -44,7 +53,7 @@ type budgetReader struct {
 
 func (b *budgetReader) ReadByte() (byte, error) {
 	if b.left == 0 {
-		return 0, ErrTooLarge
+		return 0, ErrEndless
 	}
 	b.left--
 	return b.r.ReadByte()
@@ -90,7 +99,7 @@ func (r *Reader) Head() (*Element, error) {
 // its closing tag.
 func (r *Reader) Next() (*Element, error) {
 	for {
-		r.budget.left = MaxStanza
+		r.budget.left, r.depth = MaxSkip, 0
 		tok, err := r.dec.Token()
 		if err != nil {
 			return nil, err
@@ -100,15 +109,22 @@ func (r *Reader) Next() (*Element, error) {
 		case xml.EndElement:
 			return nil, io.EOF
 		case xml.StartElement:
-			return r.element(t, 1)
+			e, err := r.element(t)
+			if Skipped(err) {
+				if skipErr := r.skip(); skipErr != nil {
+					return nil, skipErr
+				}
+			}
+			return e, err
 		default:
 			return nil, ErrRestricted
 		}
 	}
 }
 
-func (r *Reader) element(start xml.StartElement, depth int) (*Element, error) {
-	if depth > MaxDepth {
+// element reads the rest of an element.
+func (r *Reader) element(start xml.StartElement) (*Element, error) {
+	if r.depth++; r.depth > MaxDepth {
 		return nil, ErrTooDeep
 	}
 	if !uniqueAttrs(start.Attr) {
@@ -120,13 +136,22 @@ func (r *Reader) element(start xml.StartElement, depth int) (*Element, error) {
 		if err != nil {
 			return nil, err
 		}
+		if _, end := tok.(xml.EndElement); end {
+			r.depth--
+		}
+		if r.budget.left < MaxSkip-MaxStanza {
+			if _, begin := tok.(xml.StartElement); begin {
+				r.depth++
+			}
+			return nil, ErrTooLarge
+		}
 		switch t := tok.(type) {
 		case xml.CharData:
 			if len(t) > 0 {
 				e.AddText(string(t))
 			}
 		case xml.StartElement:
-			child, err := r.element(t, depth+1)
+			child, err := r.element(t)
 			if err != nil {
 				return nil, err
 			}
@@ -137,6 +162,26 @@ func (r *Reader) element(start xml.StartElement, depth int) (*Element, error) {
 			return nil, ErrRestricted
 		}
 	}
+}
+
+// skip reads to the end of a stanza.
+func (r *Reader) skip() error {
+	for r.depth > 0 {
+		tok, err := r.dec.Token()
+		if err != nil {
+			return err
+		}
+		switch tok.(type) {
+		case xml.StartElement:
+			r.depth++
+		case xml.EndElement:
+			r.depth--
+		case xml.CharData:
+		default:
+			return ErrRestricted
+		}
+	}
+	return nil
 }
 
 // uniqueAttrs checks what encoding/xml does not.

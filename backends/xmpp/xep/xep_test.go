@@ -51,25 +51,55 @@ func TestReaderReadsStanzas(t *testing.T) {
 }
 
 func TestReaderRefuses(t *testing.T) {
+	large := "<body>" + strings.Repeat("x", MaxStanza) + "</body>"
 	tests := []struct {
 		name string
 		in   string
 		want error
 	}{
-		{"a stanza over 256 KiB", "<message><body>" + strings.Repeat("x", MaxStanza) + "</body></message>", ErrTooLarge},
-		{"an endless attribute", "<message a='" + strings.Repeat("x", MaxStanza), ErrTooLarge},
-		{"an endless name", "<" + strings.Repeat("x", MaxStanza), ErrTooLarge},
-		{"an endless space between stanzas", strings.Repeat(" ", MaxStanza+1), ErrTooLarge},
-		{"a deep tree", strings.Repeat("<a>", MaxDepth+1), ErrTooDeep},
-		{"a document type", `<!DOCTYPE x [<!ENTITY a "b">]><message/>`, ErrRestricted},
-		{"an entity inside a stanza", `<message><!ENTITY a "b"></message>`, ErrRestricted},
-		{"a comment", "<message><!-- x --></message>", ErrRestricted},
-		{"a processing instruction", "<message><?php x?></message>", ErrRestricted},
-		{"an attribute twice", "<message a='1' a='2'/>", ErrAttributes},
+		{"a stanza over 256 KiB", "<message>" + large + "</message>", ErrTooLarge},
+		{"one in the middle of which the limit is passed", "<message>" + large + "<a><b>c</b></a><d/></message>", ErrTooLarge},
+		{"a large attribute", "<message a='" + strings.Repeat("x", MaxStanza) + "'><a/></message>", ErrTooLarge},
+		{"a deep tree", strings.Repeat("<a>", 200) + strings.Repeat("</a>", 200), ErrTooDeep},
+		{"an attribute twice", "<message a='1' a='2'><a><b/></a></message>", ErrAttributes},
+		{"an attribute twice, further in", "<message><a><b a='1' a='2'/></a></message>", ErrAttributes},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if _, err := read(tt.in); !errors.Is(err, tt.want) {
+			r := NewReader(strings.NewReader(head + tt.in + "<iq id='next'/>"))
+			if _, err := r.Head(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.Next(); err != tt.want || !Skipped(err) {
+				t.Fatalf("got %v, want %v", err, tt.want)
+			}
+			if e, err := r.Next(); err != nil || e.Attr("id") != "next" {
+				t.Errorf("then %v, %v", e, err)
+			}
+		})
+	}
+}
+
+func TestReaderGivesUp(t *testing.T) {
+	tests := []struct {
+		name string
+		in   string
+		want error
+	}{
+		{"an endless text", "<message><body>" + strings.Repeat("x", MaxSkip), ErrEndless},
+		{"an endless attribute", "<message a='" + strings.Repeat("x", MaxSkip), ErrEndless},
+		{"an endless name", "<" + strings.Repeat("x", MaxSkip), ErrEndless},
+		{"an endless tree", strings.Repeat("<a>", MaxSkip/3+1), ErrEndless},
+		{"an endless space between stanzas", strings.Repeat(" ", MaxSkip+1), ErrEndless},
+		{"a document type", `<!DOCTYPE x [<!ENTITY a "b">]><message/>`, ErrRestricted},
+		{"an entity inside a stanza", `<message><!ENTITY a "b"></message>`, ErrRestricted},
+		{"a comment", "<message><!-- x --></message>", ErrRestricted},
+		{"a comment in what is skipped", "<message a='1' a='2'><!-- x --></message>", ErrRestricted},
+		{"a processing instruction", "<message><?php x?></message>", ErrRestricted},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if _, err := read(tt.in); !errors.Is(err, tt.want) || Skipped(err) {
 				t.Errorf("got %v, want %v", err, tt.want)
 			}
 		})
