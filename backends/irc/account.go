@@ -371,6 +371,7 @@ func init() {
 		"PRIVMSG": {2, (*account).handleMessage},
 		"NOTICE":  {2, (*account).handleMessage},
 		"TAGMSG":  {1, (*account).handleTagmsg},
+		"INVITE":  {2, (*account).handleInvite},
 		"366":     {2, (*account).handleNamesEnd},
 	}
 }
@@ -450,6 +451,9 @@ func (a *account) kickedLately(channel string) bool {
 	return was
 }
 
+// maxPeers bounds what strangers can make us remember.
+const maxPeers = 10000
+
 // private reports whether m is for us alone, from someone who is not of ours.
 func (a *account) private(c *conn, m *irc.Message) bool {
 	if !c.same(m.Params[0], c.nick) || c.isMe(m) || isServer(m.Prefix) {
@@ -467,6 +471,9 @@ func (a *account) handleMessage(c *conn, m *irc.Message) {
 		return
 	}
 	if body := a.n.messageOf(m); body != nil {
+		if len(a.peers) > maxPeers {
+			clear(a.peers)
+		}
 		a.peers[nick] = true
 		a.deliver(c, m, body)
 	}
@@ -479,6 +486,20 @@ func (a *account) handleTagmsg(c *conn, m *irc.Message) {
 	if body := tagBody(m); body != nil {
 		a.deliver(c, m, body)
 	}
+}
+
+// handleInvite tells that somebody on the network invites the user to a channel.
+func (a *account) handleInvite(c *conn, m *irc.Message) {
+	if !a.private(c, m) || !c.isupport.IsChannel(m.Params[1]) {
+		return
+	}
+	a.n.deliver(&backends.Event{
+		Chat:   backends.ChatKey{Chat: a.n.chatID(m.Params[1])},
+		Sender: a.n.userNamed(m.Prefix.Name),
+		ID:     c.messageID(m),
+		Time:   timeOf(m),
+		Body:   &backends.Member{Action: backends.Invited, User: a.n.userNamed(c.nick)},
+	})
 }
 
 func (a *account) deliver(c *conn, m *irc.Message, body backends.Body) {

@@ -9,7 +9,18 @@
 //
 // A message counts as delivered once the network said so: by its echo where
 // there is echo-message, else by the PONG to a PING that followed it on the same
-// connection.
+// connection. If the connection ends before, the bot may have seen the message, or
+// its sender's QUIT without it (type sightings); if the process does, a journal in
+// the host's store tells whether it was begun (type journal). Only what neither can
+// tell is Uncertain.
+//
+// Each chat has a goroutine that carries out its commands in order (type lane), and
+// each connection one that owns its state (type conn). Events of all connections go
+// to the host through one queue.
+//
+// Not spoken: STS, SCRAM, draft/multiline, draft/chathistory (a server that replays
+// history by itself on JOIN is understood). Ban lists are not mirrored: what a ban
+// means for users of the host shows when they are kicked or refused.
 package irc
 
 import (

@@ -179,6 +179,11 @@ func TestPrivateChats(t *testing.T) {
 		if ev.Chat != chat || ev.Sender.ID != "bob" || msg.Text.Plain() != "what?" {
 			t.Errorf("event %+v", ev)
 		}
+		bob.send("JOIN #secret", "INVITE Alice #secret")
+		ev, invite := backendtest.NextBody[*backends.Member](host, nil)
+		if ev.Chat.Chat != "#secret" || invite.Action != backends.Invited || invite.User.Account != alice.Account || ev.Sender.ID != "bob" {
+			t.Errorf("invitation %+v in %+v", invite, ev)
+		}
 		cmd.Chat.Chat = "nobody"
 		if r := result(t, send(t, n, cmd), backends.Rejected); !strings.Contains(r.Reason, "nobody") {
 			t.Errorf("reason %q", r.Reason)

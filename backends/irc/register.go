@@ -40,6 +40,7 @@ func init() {
 		"005": {registering | ready, 3, (*conn).handleISupport},
 		"376": {registering, 0, (*conn).handleReady}, // end of MOTD
 		"422": {registering, 0, (*conn).handleReady}, // no MOTD
+		"263": {ready, 2, (*conn).handleTryAgain},
 		"396": {ready, 2, (*conn).handleHost},
 		"903": {registering, 0, (*conn).handleLoggedIn},
 		"902": {registering, 0, (*conn).handleLoginFailed},

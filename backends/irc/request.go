@@ -223,6 +223,17 @@ func (c *conn) handleError(m *irc.Message) {
 	}
 }
 
+// handleTryAgain is "263 me LIST :…": the server is too busy for a command.
+func (c *conn) handleTryAgain(m *irc.Message) {
+	for _, r := range c.pending {
+		if r.replies && r.written > 0 && r.lines[0].Command == strings.ToUpper(m.Params[1]) {
+			r.refusal = &backends.Refusal{Code: backends.RefusedUnavailable, Message: m.Trailing()}
+			c.finish(r, nil)
+			return
+		}
+	}
+}
+
 // codes of the refusals that mean something in particular.
 var codes = map[string]backends.RefusalCode{
 	"401": backends.RefusedNotFound, "403": backends.RefusedNotFound, "402": backends.RefusedNotFound,
