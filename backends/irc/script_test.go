@@ -694,3 +694,26 @@ func TestTheBotRegainsItsNick(t *testing.T) {
 		c.quiet()
 	})
 }
+
+func TestTypingIsPassedOn(t *testing.T) {
+	script(t, "", func(t *testing.T, s *fakeServer) {
+		bot := s.acceptBot("message-tags")
+		typing := func(on bool) {
+			t.Helper()
+			cmd := &backends.Command{Chat: backends.ChatKey{Chat: "#tea"}, Sender: alice, Body: &backends.Typing{On: on}}
+			result(t, send(t, s.net, cmd), backends.Delivered)
+		}
+		typing(true) // is not worth a connection
+		if len(s.conns) != 0 {
+			t.Error("connected")
+		}
+		results := s.say("1", "hello")
+		c := s.acceptAlice(bot, "message-tags")
+		c.expect("PRIVMSG #tea hello", "PING done-1")
+		c.send("PONG done-1")
+		result(t, results, backends.Delivered)
+		typing(true)
+		typing(false)
+		c.expect("@+typing=active TAGMSG #tea", "@+typing=done TAGMSG #tea")
+	})
+}
