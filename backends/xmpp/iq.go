@@ -72,7 +72,7 @@ var (
 	gatewayFeatures = []string{xep.NSDiscoInfo, xep.NSDiscoItems, xep.NSMUC, xep.NSPing, xep.NSVersion, xep.NSRSM, xep.NSVCard}
 	roomFeatures    = []string{
 		xep.NSDiscoInfo, xep.NSDiscoItems, xep.NSMUC, xep.NSMUCStable, xep.NSSelfPing, xep.NSSID, xep.NSOccupant, xep.NSPing,
-		xep.NSReactions, xep.NSReply, xep.NSRetract, xep.NSReplace, xep.NSVCard, xep.NSMAM, "muc_persistent", "muc_unmoderated", "muc_unsecured",
+		xep.NSReactions, xep.NSReply, xep.NSRetract, xep.NSReplace, xep.NSVCard, xep.NSMAM, xep.NSModerate, "muc_persistent", "muc_unmoderated", "muc_unsecured",
 	}
 	userFeatures = []string{
 		xep.NSDiscoInfo, xep.NSPing, xep.NSVersion, xep.NSVCard, xep.NSChatStates, xep.NSReceipts, xep.NSReplace, xep.NSReply, xep.NSReactions,
@@ -187,25 +187,28 @@ func pageOf(items []*xep.Element, set *xep.Element) ([]*xep.Element, *xep.Elemen
 // (XEP-0054).
 func (n *network) answerVCard(ctx context.Context, iq, payload *xep.Element, from, to jid.JID) ([]*xep.Element, *xep.Error) {
 	if to.Localpart() == "" {
-		return []*xep.Element{vcard("Gjallar", "")}, nil
+		return []*xep.Element{vcard("Gjallar", "", "")}, nil
 	}
 	if u, ok := n.account(ctx, to.Localpart()); ok {
-		return []*xep.Element{vcard(u.Name, string(u.Account))}, nil
+		return []*xep.Element{vcard(u.Name, string(u.Account), u.Avatar)}, nil
 	}
 	summary, refusal := n.peek(ctx, to)
 	if refusal != nil {
 		return nil, refusal
 	}
-	return []*xep.Element{vcard(summary.Name, "")}, nil
+	return []*xep.Element{vcard(summary.Name, summary.Topic, "")}, nil
 }
 
-func vcard(name, description string) *xep.Element {
+func vcard(name, description, avatar string) *xep.Element {
 	card := xep.New(xep.NSVCard, "vCard")
 	if name != "" {
 		card.Add(xep.New(xep.NSVCard, "FN").AddText(name), xep.New(xep.NSVCard, "NICKNAME").AddText(name))
 	}
 	if description != "" {
 		card.Add(xep.New(xep.NSVCard, "DESC").AddText(description))
+	}
+	if avatar != "" {
+		card.Add(xep.New(xep.NSVCard, "PHOTO").Add(xep.New(xep.NSVCard, "EXTVAL").AddText(avatar)))
 	}
 	return card
 }
@@ -223,6 +226,8 @@ func (r *room) handleIQ(ctx context.Context, e *xep.Element, from, to jid.JID) {
 		r.n.refuse(ctx, e, tooFast)
 	case e.Child(xep.NSMUCAdmin, "query") != nil && to.Resourcepart() == "":
 		r.handleAdmin(ctx, e, e.Child(xep.NSMUCAdmin, "query"), d)
+	case e.Child(xep.NSModerate, "moderate") != nil && to.Resourcepart() == "":
+		r.handleModerate(ctx, e, e.Child(xep.NSModerate, "moderate"), d)
 	case e.Child(xep.NSMAM, "query") != nil && to.Resourcepart() == "":
 		r.handleArchive(ctx, e, e.Child(xep.NSMAM, "query"), d)
 	case target == nil:
@@ -230,7 +235,7 @@ func (r *room) handleIQ(ctx context.Context, e *xep.Element, from, to jid.JID) {
 	case e.Child(xep.NSPing, "ping") != nil:
 		r.n.send(ctx, xep.ResultOf(e))
 	case e.Child(xep.NSVCard, "vCard") != nil && e.Attr("type") == "get":
-		r.n.send(ctx, xep.ResultOf(e, vcard(target.user.Name, memberKey(target.user))))
+		r.n.send(ctx, xep.ResultOf(e, vcard(target.user.Name, memberKey(target.user), target.user.Avatar)))
 	default:
 		r.n.refuse(ctx, e, unavailable)
 	}
@@ -257,13 +262,29 @@ func (r *room) handleAdmin(ctx context.Context, e, query *xep.Element, d *device
 		return
 	}
 	body := &backends.Member{Action: action, User: target.user, Reason: item.Child(xep.NSMUCAdmin, "reason").Text()}
-	r.n.deliver(ctx, r.event(d.of, backends.MessageID(xep.NewID()), body), func(receipt backends.Receipt) {
+	r.n.deliver(ctx, r.event(d.of, backends.MessageID(xep.NewID()), body), r.done(e))
+}
+
+// handleModerate removes a message of somebody (XEP-0425). Whether one may is for
+// the host to say.
+func (r *room) handleModerate(ctx context.Context, e, query *xep.Element, d *device) {
+	if e.Attr("type") != "set" || query.Attr("id") == "" || query.Child(xep.NSRetract, "retract") == nil {
+		r.n.refuse(ctx, e, &xep.Error{Type: "modify", Condition: "bad-request"})
+		return
+	}
+	body := &backends.Removal{Target: backends.MessageID(query.Attr("id")), Reason: query.Child(xep.NSModerate, "reason").Text(), Moderated: true}
+	r.n.deliver(ctx, r.event(d.of, backends.MessageID(xep.NewID()), body), r.done(e))
+}
+
+// done answers a request when the host has carried it out.
+func (r *room) done(e *xep.Element) func(backends.Receipt) {
+	return func(receipt backends.Receipt) {
 		if receipt.Err != nil {
 			r.n.send(r.n.ctx, xep.ErrorTo(e, stanzaError(receipt.Err)))
 		} else {
 			r.n.send(r.n.ctx, xep.ResultOf(e))
 		}
-	})
+	}
 }
 
 // adminTarget says whom an item of a moderator's request is about, and what is to

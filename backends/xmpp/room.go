@@ -281,11 +281,16 @@ func (n *network) forRoom(e *xep.Element, from, to jid.JID) bool {
 		return false
 	case e.Name.Local == "message" && e.Attr("type") == "groupchat", e.Child(xep.NSMUC, "x") != nil:
 		return true
-	case e.Name.Local == "iq" && to.Resourcepart() == "" && e.Child(xep.NSMUCAdmin, "query") == nil && e.Child(xep.NSMAM, "query") == nil:
+	case e.Name.Local == "iq" && to.Resourcepart() == "" && !forOccupants(e):
 		return false
 	}
 	r := n.room(to)
 	return r != nil && (e.Name.Local != "message" || to.Resourcepart() != "" || e.Attr("type") == "error")
+}
+
+// forOccupants reports whether a request is one that only occupants may make.
+func forOccupants(iq *xep.Element) bool {
+	return iq.Child(xep.NSMUCAdmin, "query") != nil || iq.Child(xep.NSMAM, "query") != nil || iq.Child(xep.NSModerate, "moderate") != nil
 }
 
 // handleRoom takes a stanza to a room, in its lane.

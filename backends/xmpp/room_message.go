@@ -432,8 +432,13 @@ func (r *room) showProfile(ctx context.Context, body *backends.Profile) {
 	}
 }
 
-// showInfo follows the topic.
+// showInfo follows the topic, and lets clients ask anew for what else has changed
+// (XEP-0045 §10.2.1).
 func (r *room) showInfo(ctx context.Context, cmd *backends.Command, body *backends.ChatInfo) {
+	if body.Name != nil || body.Avatar != nil {
+		changed := xep.New(xep.NSMUCUser, "x").Add(xep.New(xep.NSMUCUser, "status", "code", "104"))
+		r.show(ctx, shown{id: xep.NewID(), payload: []*xep.Element{changed}})
+	}
 	if body.Topic == nil {
 		return
 	}

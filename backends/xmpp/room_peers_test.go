@@ -152,6 +152,19 @@ func TestRoomFeatures(t *testing.T) {
 		sendBack(t.T, t.n, ev)
 		t.bob.stanza("retraction", func(e *xep.Element) bool { return e.Attr("id") == "bob-4" && e.Attr("from") == t.addr+"/bob" })
 
+		t.bob.raw("<iq type='set' id='mod1' to='%s'><moderate xmlns='%s' id='%s'><retract xmlns='%s'/><reason>spam</reason></moderate></iq>", t.addr, xep.NSModerate, hello, xep.NSRetract)
+		if _, removal := backendtest.NextBody[*backends.Removal](t.host, nil); removal.Target != hello || !removal.Moderated || removal.Reason != "spam" {
+			t.Errorf("moderation %+v", removal)
+		}
+		t.bob.stanza("answer", func(e *xep.Element) bool { return e.Attr("id") == "mod1" && e.Attr("type") == "result" })
+		say("$4", &backends.Removal{Target: said.ID, Moderated: true, Reason: "spam"})
+		e = t.bob.stanza("moderation", func(e *xep.Element) bool { return xep.ContentOf(e).Retract == string(said.ID) })
+		if c := xep.ContentOf(e); !c.Moderated || c.Reason != "spam" || e.Attr("from") != t.addr {
+			t.Errorf("moderation %s", e)
+		}
+		name := "The hall"
+		run(t.T, t.n, &backends.Command{Chat: t.chat, Sender: alice, Body: &backends.ChatInfo{Name: &name}})
+		t.bob.stanza("change of the room", func(e *xep.Element) bool { return xep.MUCUserOf(e).Has("104") })
 		run(t.T, t.n, &backends.Command{Chat: t.chat, Sender: alice, Body: &backends.Typing{On: true}})
 		t.bob.stanza("typing", func(e *xep.Element) bool { return xep.ContentOf(e).State == "composing" })
 		t.host.Answer(func(*backends.Event) backends.Receipt {

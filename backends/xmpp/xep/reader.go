@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Limits of what a [Reader] takes. encoding/xml has none of its own.
@@ -23,13 +25,13 @@ const (
 var (
 	ErrTooLarge   = errors.New("stanza is larger than 256 KiB")
 	ErrTooDeep    = errors.New("stanza is nested deeper than 64")
-	ErrAttributes = errors.New("element with too many attributes, or with one twice")
+	ErrElement    = errors.New("element with too many attributes, or one twice, or a name that is none")
 	ErrEndless    = errors.New("stanza does not end within 1 MiB")
 	ErrRestricted = errors.New("XML that streams must not contain: directive, processing instruction or comment")
 )
 
 // Skipped reports whether err says that a stanza was skipped.
-func Skipped(err error) bool { return err == ErrTooLarge || err == ErrTooDeep || err == ErrAttributes }
+func Skipped(err error) bool { return err == ErrTooLarge || err == ErrTooDeep || err == ErrElement }
 
 // Reader reads stanzas from a stream. It is for one goroutine.
 type Reader struct {
@@ -127,8 +129,8 @@ func (r *Reader) element(start xml.StartElement) (*Element, error) {
 	if r.depth++; r.depth > MaxDepth {
 		return nil, ErrTooDeep
 	}
-	if !uniqueAttrs(start.Attr) {
-		return nil, ErrAttributes
+	if !wellFormed(start) {
+		return nil, ErrElement
 	}
 	e := &Element{Name: start.Name, Attrs: start.Copy().Attr}
 	for {
@@ -184,12 +186,16 @@ func (r *Reader) skip() error {
 	return nil
 }
 
-// uniqueAttrs checks what encoding/xml does not.
-func uniqueAttrs(attrs []xml.Attr) bool {
-	if len(attrs) > MaxAttrs {
+// wellFormed checks what encoding/xml does not.
+func wellFormed(e xml.StartElement) bool {
+	attrs := e.Attr
+	if len(attrs) > MaxAttrs || notFirst(e.Name.Local) {
 		return false
 	}
 	for i, a := range attrs {
+		if notFirst(a.Name.Local) {
+			return false
+		}
 		for _, b := range attrs[:i] {
 			if a.Name == b.Name {
 				return false
@@ -197,4 +203,11 @@ func uniqueAttrs(attrs []xml.Attr) bool {
 		}
 	}
 	return true
+}
+
+// notFirst reports whether a name, less its prefix, begins with what a name must
+// not begin with.
+func notFirst(name string) bool {
+	r, _ := utf8.DecodeRuneInString(name)
+	return !unicode.IsLetter(r) && r != '_'
 }

@@ -61,8 +61,8 @@ func TestReaderRefuses(t *testing.T) {
 		{"one in the middle of which the limit is passed", "<message>" + large + "<a><b>c</b></a><d/></message>", ErrTooLarge},
 		{"a large attribute", "<message a='" + strings.Repeat("x", MaxStanza) + "'><a/></message>", ErrTooLarge},
 		{"a deep tree", strings.Repeat("<a>", 200) + strings.Repeat("</a>", 200), ErrTooDeep},
-		{"an attribute twice", "<message a='1' a='2'><a><b/></a></message>", ErrAttributes},
-		{"an attribute twice, further in", "<message><a><b a='1' a='2'/></a></message>", ErrAttributes},
+		{"an attribute twice", "<message a='1' a='2'><a><b/></a></message>", ErrElement},
+		{"an attribute twice, further in", "<message><a><b a='1' a='2'/></a></message>", ErrElement},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
