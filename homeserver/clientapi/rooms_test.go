@@ -220,11 +220,16 @@ func TestMembershipsAndPower(t *testing.T) {
 	if got := alice.OK("GET", path+"/joined_members", nil).At("joined"); len(got.(map[string]any)) != 3 {
 		t.Errorf("joined members: %v", got)
 	}
+	since := bob.Sync("").Str("next_batch")
 	bob.OK("POST", path+"/leave", nil)
 	bob.OK("POST", path+"/forget", nil)
-	if got := bob.Sync("").At("rooms"); got != nil {
+	if got := bob.Sync("filter=" + url.QueryEscape(`{"room":{"include_leave":true}}`)).At("rooms"); got != nil {
 		t.Errorf("after forgetting: %v", got)
 	}
+	if got := bob.Sync("since="+since).At("rooms", "leave", string(room)); got == nil {
+		t.Error("that bob has left is not told")
+	}
+	bob.Fails(403, "M_FORBIDDEN", "GET", path+"/messages?dir=b", nil)
 }
 
 func TestRedactionEmptiesTheEvent(t *testing.T) {

@@ -276,6 +276,15 @@ func (s *syncer) rooms(ctx context.Context, out *syncRooms, data map[matrix.Room
 			if m.Pos <= s.from() || s.since == nil && !s.leave {
 				continue
 			}
+			if s.since == nil { // that one has left is news even of a room that is forgotten
+				forgotten, ferr := s.api.Store.Forgotten(ctx, s.r.user)
+				if ferr != nil {
+					return ferr
+				}
+				if forgotten[m.Room] {
+					continue
+				}
+			}
 			err = s.left(ctx, out, m, data[m.Room])
 		}
 		if err != nil {

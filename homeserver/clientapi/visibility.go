@@ -34,6 +34,15 @@ func (a *api) viewer(ctx context.Context, room matrix.RoomID, user matrix.UserID
 	if err != nil {
 		return nil, err
 	}
+	if membership == matrix.Leave || membership == matrix.Ban {
+		forgotten, err := a.Store.Forgotten(ctx, user)
+		if err != nil {
+			return nil, err
+		}
+		if forgotten[room] {
+			return nil, matrix.Forbidden("You have forgotten the room")
+		}
+	}
 	return a.viewerAs(ctx, store.Membership{Room: room, User: user, Membership: membership, Pos: pos})
 }
 
@@ -50,13 +59,6 @@ func (a *api) viewerAs(ctx context.Context, m store.Membership) (*viewer, error)
 		v.open = now.Always && (now.Value == "shared" || now.Value == "world_readable")
 		return v, nil
 	case matrix.Leave, matrix.Ban:
-		forgotten, err := a.Store.Forgotten(ctx, user)
-		if err == nil && forgotten[room] {
-			err = matrix.Forbidden("You have forgotten the room")
-		}
-		if err != nil {
-			return nil, err
-		}
 		return v, v.left(ctx, pos)
 	}
 	if now.Value != "world_readable" {
