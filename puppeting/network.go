@@ -20,6 +20,7 @@ type network struct {
 	info    backends.Info
 	gateway *gateway      // nil unless it is one
 	slots   chan struct{} // held by events that are not acknowledged
+	opened  chan struct{} // closed when it is open for the first time
 
 	mu       sync.Mutex
 	nw       backends.Network      // nil while it is not open; guarded by mu
@@ -35,7 +36,7 @@ const maxUnacknowledged = 1024
 func newNetwork(b *Bridge, o NetworkOptions) *network {
 	n := &network{
 		b: b, name: o.Name, title: o.Title, opts: o, log: b.log.With("network", o.Name), info: o.Backend.Describe(),
-		slots: make(chan struct{}, maxUnacknowledged), phase: backends.Connecting, accounts: map[backends.AccountID]*backends.AccountState{},
+		slots: make(chan struct{}, maxUnacknowledged), opened: make(chan struct{}), phase: backends.Connecting, accounts: map[backends.AccountID]*backends.AccountState{},
 	}
 	if n.title == "" {
 		n.title = o.Name
@@ -56,6 +57,7 @@ func (n *network) open(ctx context.Context) error {
 	n.nw = nw
 	ready := n.phase == backends.Ready
 	n.mu.Unlock()
+	close(n.opened)
 	if ready { // it was faster than Open
 		n.b.crew.Go(n.joinAll)
 	}
@@ -85,6 +87,21 @@ func (n *network) get() (backends.Network, error) {
 		return nil, errNotOpen
 	}
 	return n.nw, nil
+}
+
+// openTimeout is how long people wait for a network that is being opened.
+const openTimeout = 15 * time.Second
+
+// await is get for what people ask for just after the start.
+func (n *network) await(ctx context.Context) (backends.Network, error) {
+	timeout := time.NewTimer(openTimeout)
+	defer timeout.Stop()
+	select {
+	case <-n.opened:
+	case <-timeout.C:
+	case <-ctx.Done():
+	}
+	return n.get()
 }
 
 func (n *network) isReady() bool {

@@ -46,7 +46,7 @@ func (b *Bridge) aliasQuery(ctx context.Context, alias matrix.RoomAlias) (bool, 
 
 // resolve turns what people typed into a chat, and has the network look at it.
 func (n *network) resolve(ctx context.Context, query string) (*backends.ChatInfo, error) {
-	nw, err := n.get()
+	nw, err := n.await(ctx)
 	if err != nil {
 		return nil, err
 	}
