@@ -20,9 +20,9 @@ type network struct {
 	info    backends.Info
 	gateway *gateway      // nil unless it is one
 	slots   chan struct{} // held by events that are not acknowledged
-	opened  chan struct{} // closed when it is open for the first time
 
 	mu       sync.Mutex
+	changed  chan struct{}         // closed and replaced when nw or phase changes; guarded by mu
 	nw       backends.Network      // nil while it is not open; guarded by mu
 	phase    backends.NetworkPhase // guarded by mu
 	reason   string                // of the phase; guarded by mu
@@ -36,7 +36,7 @@ const maxUnacknowledged = 1024
 func newNetwork(b *Bridge, o NetworkOptions) *network {
 	n := &network{
 		b: b, name: o.Name, title: o.Title, opts: o, log: b.log.With("network", o.Name), info: o.Backend.Describe(),
-		slots: make(chan struct{}, maxUnacknowledged), opened: make(chan struct{}), phase: backends.Connecting, accounts: map[backends.AccountID]*backends.AccountState{},
+		slots: make(chan struct{}, maxUnacknowledged), changed: make(chan struct{}), phase: backends.Connecting, accounts: map[backends.AccountID]*backends.AccountState{},
 	}
 	if n.title == "" {
 		n.title = o.Name
@@ -55,9 +55,9 @@ func (n *network) open(ctx context.Context) error {
 	}
 	n.mu.Lock()
 	n.nw = nw
+	n.changeLocked()
 	ready := n.phase == backends.Ready
 	n.mu.Unlock()
-	close(n.opened)
 	if ready { // it was faster than Open
 		n.b.crew.Go(n.joinAll)
 	}
@@ -89,19 +89,35 @@ func (n *network) get() (backends.Network, error) {
 	return n.nw, nil
 }
 
-// openTimeout is how long people wait for a network that is being opened.
-const openTimeout = 15 * time.Second
+// readyTimeout is how long people wait for a network that is about to be ready.
+const readyTimeout = 10 * time.Second
 
-// await is get for what people ask for just after the start.
+// await is get for what people ask for: just after the start, the network may still
+// be on its way.
 func (n *network) await(ctx context.Context) (backends.Network, error) {
-	timeout := time.NewTimer(openTimeout)
+	timeout := time.NewTimer(readyTimeout)
 	defer timeout.Stop()
-	select {
-	case <-n.opened:
-	case <-timeout.C:
-	case <-ctx.Done():
+	for {
+		n.mu.Lock()
+		ready, nw, changed := n.phase == backends.Ready && n.nw != nil, n.nw, n.changed
+		n.mu.Unlock()
+		if ready {
+			return nw, nil
+		}
+		select {
+		case <-changed:
+			continue
+		case <-timeout.C:
+		case <-ctx.Done():
+		}
+		return n.get()
 	}
-	return n.get()
+}
+
+// changeLocked wakes who waits for another state.
+func (n *network) changeLocked() {
+	close(n.changed)
+	n.changed = make(chan struct{})
 }
 
 func (n *network) isReady() bool {
@@ -170,6 +186,7 @@ func acknowledge(done func(backends.Receipt), r backends.Receipt) {
 func (n *network) setState(s *backends.NetworkState) {
 	n.mu.Lock()
 	n.phase, n.reason = s.Phase, s.Reason
+	n.changeLocked()
 	if s.Capabilities != nil {
 		gateway := n.caps.Gateway // what it was opened as
 		n.caps = *s.Capabilities
