@@ -1,6 +1,8 @@
 package xmpp
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,6 +72,23 @@ func TestDirectBounces(t *testing.T) {
 		e := bob.stanza("error", func(e *xep.Element) bool { return e.Attr("type") == "error" })
 		if e.Attr("id") != "bob-message-1" || xep.ErrorOf(e).Condition != "item-not-found" {
 			t.Errorf("error %s", e)
+		}
+	})
+}
+
+func TestWrongSecretIsToldOf(t *testing.T) {
+	withServers(t, func(t *testing.T, s *server) {
+		host := backendtest.NewHost(t)
+		n, err := New().Open(t.Context(), fmt.Appendf(nil, `{"server": %q, "domain": %q, "secret": "wrong-one"}`, s.componentAddr, s.component), host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer closeNetwork(t, n)
+		if state := host.WaitPhase(backends.Failed); !strings.Contains(state.Reason, "refuses") {
+			t.Errorf("reason %q", state.Reason)
+		}
+		if strings.Contains(host.Logs(), "wrong-one") {
+			t.Error("the secret is logged")
 		}
 	})
 }

@@ -315,14 +315,25 @@ func (m *muc) catchUp(ctx context.Context, resume *backends.Mark, archive []*xep
 	}
 	m.mu.Unlock()
 	m.n.deliver(ctx, &backends.Event{Chat: m.chat, Body: list}, nil)
-	if resume != nil && !complete && len(archive) == 0 {
-		m.tellGap(ctx, resume, held)
-	}
 	seen := map[backends.MessageID]bool{}
 	if resume != nil {
 		seen[resume.ID] = true
 	}
-	for _, e := range slices.Concat(archive, held) {
+	m.passOn(ctx, archive, resume, seen)
+	if resume != nil && !complete {
+		known := resume
+		if n := len(archive); n > 0 {
+			known = &backends.Mark{ID: m.messageID(archive[n-1], &xep.Content{}), Time: xep.DelayOf(archive[n-1])}
+		}
+		m.tellGap(ctx, known, held)
+	}
+	m.passOn(ctx, held, resume, seen)
+}
+
+// passOn handles messages of a join, each once. What is older than resume, or
+// history nobody asked for, is handled silently.
+func (m *muc) passOn(ctx context.Context, messages []*xep.Element, resume *backends.Mark, seen map[backends.MessageID]bool) {
+	for _, e := range messages {
 		from, err := jid.Parse(e.Attr("from"))
 		c := xep.Content{OriginID: e.Child(xep.NSSID, "origin-id").Attr("id")}
 		id := m.messageID(e, &c)
@@ -336,12 +347,12 @@ func (m *muc) catchUp(ctx context.Context, resume *backends.Mark, archive []*xep
 	}
 }
 
-// tellGap says so if the room's history does not reach back to what the host has.
-func (m *muc) tellGap(ctx context.Context, resume *backends.Mark, held []*xep.Element) {
+// tellGap says so if the room's history does not reach back to what is known.
+func (m *muc) tellGap(ctx context.Context, known *backends.Mark, held []*xep.Element) {
 	to := time.Now()
 	for _, e := range held {
 		if at := xep.DelayOf(e); !at.IsZero() && !isSubject(e) {
-			if m.messageID(e, &xep.Content{}) == resume.ID || at.Before(resume.Time) {
+			if m.messageID(e, &xep.Content{}) == known.ID || at.Before(known.Time) {
 				return
 			}
 			if at.Before(to) {
@@ -349,5 +360,5 @@ func (m *muc) tellGap(ctx context.Context, resume *backends.Mark, held []*xep.El
 			}
 		}
 	}
-	m.n.deliver(ctx, &backends.Event{Chat: m.chat, Body: &backends.Gap{From: resume.Time, To: to}}, nil)
+	m.n.deliver(ctx, &backends.Event{Chat: m.chat, Body: &backends.Gap{From: known.Time, To: to}}, nil)
 }

@@ -288,3 +288,47 @@ func TestMUCWithoutStanzaIDs(t *testing.T) {
 		}
 	})
 }
+
+// An archive that cannot be read to its end leaves a gap, of which the host is told.
+func TestMUCTellsOfAGap(t *testing.T) {
+	past := func(id, stamp string) string {
+		return "<message from='room@muc.test/bob' to='" + botJID + "' type='groupchat' id='" + id + "'><body>" + id + "</body><delay xmlns='urn:xmpp:delay' stamp='" + stamp + "'/></message>"
+	}
+	known := time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC)
+	tests := []struct {
+		name    string
+		history []string
+		gap     bool
+	}{
+		{"the history begins later", []string{past("b", "1999-01-01T02:00:00Z")}, true},
+		{"the history reaches back", []string{past("a", "1998-12-31T23:00:00Z"), past("b", "1999-01-01T02:00:00Z")}, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			withFake(t, nil, func(f *fake) {
+				done := make(chan error)
+				go func() {
+					_, err := f.n.Join(f.Context(), backends.JoinRequest{Chat: mucChat, Resume: &backends.Mark{ID: "known", Time: known}})
+					done <- err
+				}()
+				f.answerJoin(tt.history...)
+				if err := <-done; err != nil {
+					t.Fatal(err)
+				}
+				backendtest.NextBody(f.host, messageEvent("b"))
+				gap := false
+				for _, ev := range f.host.Events() {
+					if g, ok := ev.Body.(*backends.Gap); ok {
+						gap = true
+						if !g.From.Equal(known) || !g.To.Equal(known.Add(2*time.Hour)) {
+							t.Errorf("gap %+v", g)
+						}
+					}
+				}
+				if gap != tt.gap {
+					t.Errorf("told of a gap: %v", gap)
+				}
+			})
+		})
+	}
+}
