@@ -168,7 +168,7 @@ func (n *network) directContents(ctx context.Context, cmd *backends.Command) []o
 	case *backends.Message:
 		return contentsOf(body, name, author)
 	case *backends.Edit:
-		list := contentsOf(&body.New, name, author)
+		list := contentsOf(&body.New, name, author)[:1]
 		list[0].Replace = refIn(known, body.Target)
 		return list
 	case *backends.Reaction:
