@@ -211,6 +211,7 @@ func (b *Bridge) sweep(ctx context.Context) {
 		for _, p := range b.allPortals() {
 			p.kick()
 		}
+		b.kickControl(ctx)
 		if err := b.prune(ctx); err != nil && ctx.Err() == nil {
 			b.log.Warn("old rows cannot be removed", "err", err)
 		}
@@ -239,7 +240,7 @@ func (b *Bridge) prune(ctx context.Context) error {
 func (b *Bridge) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", appservice.NewHandler(appservice.HandlerOptions{
-		HSToken: b.o.HSToken, Transaction: b.transaction, User: b.userQuery, Alias: b.aliasQuery, Log: b.log,
+		HSToken: b.o.HSToken, Transaction: b.transaction, User: b.userQuery, Alias: b.aliasQuery, ThirdParty: thirdParty{b}, Log: b.log,
 	}))
 	mux.HandleFunc("GET "+mediaPath+"{token}/{name}", b.media.getMedia)
 	mux.HandleFunc("GET "+mediaPath+"{token}", b.media.getMedia)

@@ -59,6 +59,10 @@ func (b *Bridge) control(ctx context.Context, row *outRow) {
 		defer b.mu.Unlock()
 		delete(b.busy, row.seq)
 	}()
+	// It may be done already, if it was read before.
+	if rows, err := queryOutbox(ctx, b.db, `WHERE seq = $1`, row.seq); err != nil || len(rows) == 0 {
+		return
+	}
 	bounded, cancel := context.WithTimeout(ctx, controlTimeout)
 	defer cancel()
 	err := b.carryOut(bounded, &row.event)

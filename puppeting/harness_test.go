@@ -270,6 +270,7 @@ type fakeNet struct {
 	taken   int
 	joined  map[backends.ChatKey]int
 	refuse  map[backends.ChatID]*backends.Refusal
+	failing int                                     // so many joins fail, without a reason
 	answer  func(*backends.Command) backends.Result // nil: Delivered
 	silent  bool                                    // commands are taken and never answered
 	down    bool                                    // it is not Ready when opened
@@ -344,6 +345,10 @@ func (n *fakeNet) Join(_ context.Context, req backends.JoinRequest) (*backends.C
 	defer n.mu.Unlock()
 	if r := n.refuse[req.Chat.Chat]; r != nil {
 		return nil, r
+	}
+	if n.failing > 0 {
+		n.failing--
+		return nil, errors.New("not now")
 	}
 	n.joined[req.Chat]++
 	n.changeLocked()

@@ -16,23 +16,32 @@ var profileless appservice.Profile
 // aliasTimeout bounds the making of a room for an alias: homeservers wait for it.
 const aliasTimeout = 25 * time.Second
 
+// chatOf is what an alias #<network>_<chat> stands for, nil if it is none of ours.
+func (b *Bridge) chatOf(alias matrix.RoomAlias) (n *network, chat string) {
+	name, rest, _ := strings.Cut(alias.Localpart(), "_")
+	n = b.networks[name]
+	if n == nil || rest == "" || string(alias.Server()) != b.o.ServerName || !n.linkable() || strings.HasPrefix(rest, "=h") {
+		return nil, ""
+	}
+	return n, unescapeAlias(rest)
+}
+
 // aliasQuery makes the room of an alias #<network>_<chat>, if there is such a chat.
 func (b *Bridge) aliasQuery(ctx context.Context, alias matrix.RoomAlias) (bool, error) {
-	name, rest, ok := strings.Cut(alias.Localpart(), "_")
-	n := b.networks[name]
-	if !ok || n == nil || rest == "" || string(alias.Server()) != b.o.ServerName || !n.linkable() || strings.HasPrefix(rest, "=h") {
+	n, chat := b.chatOf(alias)
+	if n == nil {
 		return false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, aliasTimeout)
 	defer cancel()
-	info, err := n.resolve(ctx, unescapeAlias(rest))
+	info, err := n.resolve(ctx, chat)
 	if err != nil {
 		if _, refused := errors.AsType[*backends.Refusal](err); refused {
 			return false, nil
 		}
 		return false, err
 	}
-	k := portalKey{network: name, chat: info.Chat.Chat}
+	k := portalKey{network: n.name, chat: info.Chat.Chat}
 	unlock, err := b.aliases.lock(ctx, k)
 	if err != nil {
 		return false, err

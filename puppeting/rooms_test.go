@@ -401,3 +401,39 @@ func TestOurOwnEchoesAreNotBridged(t *testing.T) {
 		t.Errorf("said %d times", n)
 	}
 }
+
+func TestAChatThatCannotBeJoinedIsTriedAgain(t *testing.T) {
+	irc := newFake("irc", everything)
+	w := newWorld(t, irc)
+	alice := w.hs.Register("alice")
+	room := w.portal(alice, "irc", "#go")
+	w.drained()
+	w.stop()
+	irc.set(func() { irc.failing = 2 })
+	w.start()
+	alice.Say(room, "at last")
+	irc.hears(t, "at last")
+	irc.mu.Lock()
+	defer irc.mu.Unlock()
+	if irc.failing != 0 {
+		t.Errorf("%d failures were not met", irc.failing)
+	}
+}
+
+func TestThirdPartyLookups(t *testing.T) {
+	irc := newFake("irc", everything)
+	w := newWorld(t, irc, newGatewayFake("ircd"))
+	alice := w.hs.Register("alice")
+	for path, want := range map[string]string{
+		"/protocols":                        `"network_id":"irc"`,
+		"/location/irc?chat=%23go":          `"alias":"#irc_#go:test"`,
+		"/location?alias=%23irc_%23go:test": `"chat":"#go"`,
+		"/user/irc?user=Bob":                `"userid":"@irc__bob:test"`,
+		"/user?userid=%40irc__bob:test":     `"user":"Bob"`,
+	} {
+		status, out := alice.Do("GET", "/_matrix/client/v3/thirdparty"+path, nil)
+		if got := show(out); status != http.StatusOK || !strings.Contains(got, want) || strings.Contains(got, "ircd") {
+			t.Errorf("%s: %d %s", path, status, got)
+		}
+	}
+}
