@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"strings"
@@ -112,6 +113,9 @@ func (i *Intent) send(ctx context.Context, c call, body io.Reader, mediaType str
 	}
 	if i.token != "" {
 		req.Header.Set("Authorization", i.token)
+	}
+	if trace := httptrace.ContextClientTrace(ctx); trace != nil && trace.Got1xxResponse != nil {
+		req.Header.Set("Prefer", "processing") // Gjallar tells then when an event has its place
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", mediaType)

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -200,6 +201,7 @@ func (c *matrixClient) news(ctx context.Context, room string) ([]matrixMessage, 
 				Timeline struct {
 					Events  []matrixMessage `json:"events"`
 					Limited bool            `json:"limited"`
+					Prev    string          `json:"prev_batch"`
 				} `json:"timeline"`
 			} `json:"join"`
 		} `json:"rooms"`
@@ -211,11 +213,29 @@ func (c *matrixClient) news(ctx context.Context, room string) ([]matrixMessage, 
 	if err := c.do(ctx, "GET", "/sync?"+q.Encode(), nil, &out); err != nil {
 		return nil, time.Time{}, err
 	}
-	at, first := time.Now(), c.since == ""
+	at, before := time.Now(), c.since
 	c.since = out.Next
-	r := out.Rooms.Join[room]
-	if r.Timeline.Limited && !first {
-		return nil, at, errors.New("messages came faster than /sync was read")
+	r := out.Rooms.Join[room].Timeline
+	if !r.Limited || before == "" {
+		return r.Events, at, nil
 	}
-	return r.Timeline.Events, at, nil
+	gap, err := c.gap(ctx, room, r.Prev, before)
+	return append(gap, r.Events...), time.Now(), err
+}
+
+// gap reads what a /sync left out, oldest first.
+func (c *matrixClient) gap(ctx context.Context, room, from, to string) (out []matrixMessage, err error) {
+	for from != "" {
+		var page struct {
+			Chunk []matrixMessage `json:"chunk"`
+			End   string          `json:"end"`
+		}
+		q := url.Values{"dir": {"b"}, "from": {from}, "to": {to}, "limit": {"1000"}}
+		if err := c.do(ctx, "GET", "/rooms/"+url.PathEscape(room)+"/messages?"+q.Encode(), nil, &page); err != nil {
+			return nil, err
+		}
+		out, from = append(out, page.Chunk...), page.End
+	}
+	slices.Reverse(out)
+	return out, nil
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
 	"sync"
 )
 
@@ -29,7 +31,7 @@ func (t *handlerTransport) RoundTrip(req *http.Request) (*http.Response, error) 
 	if in.Body == nil {
 		in.Body = http.NoBody
 	}
-	w := &memoryWriter{header: http.Header{}, ready: make(chan struct{})}
+	w := &memoryWriter{header: http.Header{}, ready: make(chan struct{}), trace: httptrace.ContextClientTrace(req.Context())}
 	go w.serve(t.handler, in)
 	select {
 	case <-w.ready:
@@ -52,6 +54,7 @@ func (t *handlerTransport) RoundTrip(req *http.Request) (*http.Response, error) 
 // the handler's goroutine; after that sent, status, body, length and err are fixed.
 type memoryWriter struct {
 	header http.Header
+	trace  *httptrace.ClientTrace // hears of informational responses; may be nil
 	buf    bytes.Buffer
 	pipe   *io.PipeWriter
 	once   sync.Once
@@ -95,6 +98,9 @@ func (w *memoryWriter) answer(body io.ReadCloser, length int64) {
 func (w *memoryWriter) Header() http.Header { return w.header }
 
 func (w *memoryWriter) WriteHeader(status int) {
+	if status < 200 && w.status == 0 && w.trace != nil && w.trace.Got1xxResponse != nil {
+		w.trace.Got1xxResponse(status, textproto.MIMEHeader(w.header))
+	}
 	if w.status == 0 && status >= 200 {
 		w.status, w.sent = status, w.header.Clone()
 	}

@@ -81,8 +81,18 @@ func (a *api) putRoomSend(r *request) (any, error) {
 	if ev.Type == matrix.TypeRedaction {
 		ev.Redacts = matrix.EventID(gjson.GetBytes(content, "redacts").Str)
 	}
-	id, err := a.Rooms.Send(r.Context(), ev, rooms.SendOptions{Device: r.device, Scope: "send " + string(room) + " " + ev.Type, TxnID: r.PathValue("txnID"), TS: r.ts})
+	id, err := a.Rooms.Send(r.Context(), ev, rooms.SendOptions{Placed: r.placed(), Device: r.device, Scope: "send " + string(room) + " " + ev.Type, TxnID: r.PathValue("txnID"), TS: r.ts})
 	return map[string]matrix.EventID{"event_id": id}, err
+}
+
+// placed tells an application service that asks for it ("Prefer: processing"), by the
+// informational response 102, that its event has its place in the room: what it sends
+// from then on comes after that. So it can have many events under way, in order.
+func (r *request) placed() func() {
+	if r.service == nil || r.Header.Get("Prefer") != "processing" {
+		return nil
+	}
+	return func() { r.w.WriteHeader(http.StatusProcessing) }
 }
 
 func (a *api) putRoomRedact(r *request) (any, error) {

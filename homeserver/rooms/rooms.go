@@ -131,6 +131,10 @@ type SendOptions struct {
 	Scope  string
 	// TS becomes origin_server_ts, in milliseconds since the Unix epoch; 0 is now.
 	TS int64
+	// Placed, if not nil, is called when the event has its place in the room, before
+	// it is durable: what is sent from then on comes after it. It is not called for
+	// an event that is refused, or was sent before.
+	Placed func()
 }
 
 // txnKey is under which the transaction is remembered.
@@ -162,6 +166,9 @@ func (r *Rooms) Send(ctx context.Context, ev matrix.NewEvent, o SendOptions) (ma
 	}
 	if refused != nil {
 		return "", refused
+	}
+	if o.Placed != nil {
+		o.Placed()
 	}
 	if err := sent.wait(); err != nil {
 		if o.TxnID != "" { // another process may have sent it
