@@ -3,6 +3,7 @@ package puppeting
 import (
 	"encoding/json"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -136,6 +137,7 @@ func show(v any) string {
 func link(t *testing.T, w *world, u *hstest.User, room matrix.RoomID, network, chat string) {
 	t.Helper()
 	u.Do("POST", hstest.Path(room)+"/invite", map[string]any{"user_id": "@gjallar:test"})
+	w.until("the bot", func() bool { return slices.Contains(w.members(u, room), "@gjallar:test") }, func() string { return strings.Join(w.members(u, room), " ") })
 	w.bridge.o.Admins = []matrix.UserID{u.ID}
 	u.Say(room, "!gjallar link "+network+" "+chat)
 	w.see(u, room, "answer to link", func(e *event) bool {
