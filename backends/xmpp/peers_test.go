@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -113,10 +114,12 @@ func withOwnServers(t *testing.T, test func(t *testing.T, s *server)) {
 	}
 }
 
-// roomName is a name that no other test uses.
+var rooms atomic.Int64
+
+// roomName is a name that no other test uses, nor this one if it is run again.
 func roomName(t *testing.T) string {
 	name, _, _ := strings.Cut(strings.ToLower(t.Name()), "/")
-	return name
+	return fmt.Sprintf("%s%d", name, rooms.Add(1))
 }
 
 // open starts the network at the server.
