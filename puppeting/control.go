@@ -22,12 +22,17 @@ func (b *Bridge) controls(ev *appservice.Event) bool {
 		if ev.StateKey == nil {
 			return false
 		}
-		u := matrix.UserID(*ev.StateKey)
-		return decodeInto[memberContent](ev.Content).Membership == matrix.Invite && (u == b.client.Bot().UserID() || b.networkOf(u) != nil) && b.networkOf(ev.Sender) == nil && ev.Sender != b.client.Bot().UserID()
+		invited := decodeInto[memberContent](ev.Content).Membership == matrix.Invite
+		return invited && b.isOurs(matrix.UserID(*ev.StateKey)) && !b.isOurs(ev.Sender)
 	case matrix.TypeTombstone:
 		return b.room(ev.RoomID) != nil
 	}
 	return isCommand(ev) && b.networkOf(ev.Sender) == nil
+}
+
+// isOurs reports whether a user is the bot or a ghost.
+func (b *Bridge) isOurs(u matrix.UserID) bool {
+	return u == b.client.Bot().UserID() || b.networkOf(u) != nil
 }
 
 // controlTimeout bounds what an event asks of the bridge.

@@ -83,12 +83,6 @@ func (i *inbox) unhush(id backends.UserID) {
 	delete(i.quiet, id)
 }
 
-func (i *inbox) hasQuiet() bool {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	return len(i.quiet) > 0
-}
-
 // end stops the goroutine if there is nothing left.
 func (i *inbox) end() bool {
 	i.mu.Lock()

@@ -121,8 +121,9 @@ func (g *gateway) alias(name backends.RoomName) (matrix.RoomAlias, error) {
 	return a, nil
 }
 
-// find returns the room of a name, made if it may be.
-func (g *gateway) find(ctx context.Context, name backends.RoomName, create bool) (matrix.RoomID, error) {
+// find returns the room of a name. If there is none, it is made for the founder, who
+// may be nil.
+func (g *gateway) find(ctx context.Context, name backends.RoomName, founder *appservice.Intent) (matrix.RoomID, error) {
 	if name.ID != "" {
 		id, err := matrix.ParseRoomID(name.ID)
 		if err != nil {
@@ -142,19 +143,40 @@ func (g *gateway) find(ctx context.Context, name backends.RoomName, create bool)
 	switch {
 	case refusal == nil:
 		return "", unavailable(err)
-	case refusal.Code != backends.RefusedNotFound || !create || string(alias.Server()) != g.b.o.ServerName:
+	case refusal.Code != backends.RefusedNotFound || founder == nil || string(alias.Server()) != g.b.o.ServerName:
 		return "", refusal
 	}
-	return g.create(ctx, alias)
+	return g.create(ctx, alias, founder.UserID())
 }
 
-func (g *gateway) create(ctx context.Context, alias matrix.RoomAlias) (matrix.RoomID, error) {
+// create makes a room of the bot's in which the founder is a moderator, as who opens a
+// channel expects to be.
+func (g *gateway) create(ctx context.Context, alias matrix.RoomAlias, founder matrix.UserID) (matrix.RoomID, error) {
 	bot := g.b.client.Bot()
 	id, err := bot.CreateRoom(ctx, map[string]any{"preset": "public_chat", "visibility": "public", "room_alias_name": alias.Localpart(), "name": alias.Localpart()})
 	if e, ok := errors.AsType[*appservice.Error](err); ok && e.Code == matrix.CodeRoomInUse { // another was faster
 		return bot.ResolveAlias(ctx, alias)
 	}
-	return id, unavailable(err)
+	if err != nil {
+		return "", unavailable(err)
+	}
+	return id, unavailable(g.promote(ctx, id, founder))
+}
+
+// promote makes a user a moderator of a room of the bot's.
+func (g *gateway) promote(ctx context.Context, id matrix.RoomID, user matrix.UserID) error {
+	bot := g.b.client.Bot()
+	levels := map[string]any{}
+	if err := bot.StateEvent(ctx, id, matrix.TypePowerLevels, "", &levels); err != nil {
+		return err
+	}
+	users, _ := levels["users"].(map[string]any)
+	if users == nil {
+		users = map[string]any{}
+	}
+	users[string(user)], levels["users"] = moderatorLevel, users
+	_, err := bot.SendState(ctx, id, matrix.TypePowerLevels, "", levels)
+	return err
 }
 
 // Enter implements backends.Rooms.
@@ -164,15 +186,19 @@ func (g *gateway) Enter(ctx context.Context, req backends.EnterRequest) (*backen
 		return nil, err
 	}
 	defer unlock()
-	id, err := g.find(ctx, req.Room, req.Create)
-	if err != nil {
-		return nil, err
-	}
 	k := portalKey{network: g.n.name, chat: req.Chat}
 	p := g.b.portalFor(k)
 	actor, err := p.actor(ctx, req.User)
 	if err != nil {
 		return nil, unavailable(err)
+	}
+	var founder *appservice.Intent
+	if req.Create {
+		founder = actor
+	}
+	id, err := g.find(ctx, req.Room, founder)
+	if err != nil {
+		return nil, err
 	}
 	fresh := p.bound() == nil || p.bound().id != id
 	if fresh { // before the join, so that nothing after it is missed
@@ -457,6 +483,9 @@ func (g *gateway) history(ctx context.Context, p *portal, actor *appservice.Inte
 // spoken are the events that history consists of.
 var spoken = map[string]bool{matrix.TypeMessage: true, typeSticker: true, matrix.TypeReaction: true}
 
+// moderatorLevel is the power level of moderators.
+const moderatorLevel = 50
+
 // maxList bounds List.
 const maxList = 1000
 
@@ -488,7 +517,7 @@ func (g *gateway) summary(r appservice.PublicRoom) backends.RoomSummary {
 // Peek implements backends.Rooms. Of a room that is not published it tells no more
 // than that it is there.
 func (g *gateway) Peek(ctx context.Context, name backends.RoomName) (*backends.RoomSummary, error) {
-	id, err := g.find(ctx, name, false)
+	id, err := g.find(ctx, name, nil)
 	if err != nil {
 		return nil, err
 	}

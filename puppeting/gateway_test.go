@@ -266,10 +266,17 @@ func TestAGatewayMakesRoomsAndListsThem(t *testing.T) {
 		t.Error(err)
 	}
 
-	// A kick by who has no power is refused, a topic by who may is set.
-	r := ircd.tell(t, &backends.Event{Chat: backends.ChatKey{Chat: "#new"}, Sender: guest("ivy"), Body: &backends.Member{Action: backends.Kicked, User: backends.User{Account: "@alice:test"}}})
+	// A kick by who has no power is refused; who opened the room has it.
+	if _, err := rooms.Enter(t.Context(), backends.EnterRequest{Chat: "#new", Room: backends.RoomName{Alias: "new"}, User: guest("jay")}); err != nil {
+		t.Fatal(err)
+	}
+	r := ircd.tell(t, &backends.Event{Chat: backends.ChatKey{Chat: "#new"}, Sender: guest("jay"), Body: &backends.Member{Action: backends.Kicked, User: backends.User{Account: "@alice:test"}}})
 	if r.Err == nil || r.Err.Code != backends.RefusedForbidden {
 		t.Errorf("kick: %+v", r)
+	}
+	topic := "opened by ivy"
+	if r := ircd.tell(t, &backends.Event{Chat: backends.ChatKey{Chat: "#new"}, Sender: guest("ivy"), Body: &backends.ChatInfo{Topic: &topic}}); r.Err != nil {
+		t.Errorf("topic: %+v", r)
 	}
 	for i := range 5 {
 		alice.Say(room, fmt.Sprint("old ", i))

@@ -3,7 +3,6 @@ package puppeting
 import (
 	"context"
 	"encoding/json"
-	"html"
 	"time"
 
 	"github.com/gjallar-im/gjallar/appservice"
@@ -104,11 +103,7 @@ func (p *portal) notice(ctx context.Context, txnID, text string) {
 
 // say is notice by the bot, in any room.
 func (b *Bridge) say(ctx context.Context, room matrix.RoomID, txnID, text string) {
-	c := noticeContent(text)
-	if formatted := html.EscapeString(text); formatted != text {
-		c["body"] = text
-	}
-	if _, err := b.client.Bot().Send(ctx, room, matrix.TypeMessage, txnID, c, time.Time{}); err != nil {
+	if _, err := b.client.Bot().Send(ctx, room, matrix.TypeMessage, txnID, noticeContent(text), time.Time{}); err != nil {
 		b.log.Warn("a notice cannot be sent", "room_id", room, "err", err)
 	}
 }

@@ -22,12 +22,12 @@ type network struct {
 	slots   chan struct{} // held by events that are not acknowledged
 
 	mu       sync.Mutex
-	changed  chan struct{}         // closed and replaced when nw or phase changes; guarded by mu
-	nw       backends.Network      // nil while it is not open; guarded by mu
-	phase    backends.NetworkPhase // guarded by mu
-	reason   string                // of the phase; guarded by mu
-	caps     backends.Capabilities // guarded by mu
-	accounts map[backends.AccountID]*backends.AccountState
+	changed  chan struct{}                                 // closed and replaced when nw or phase changes; guarded by mu
+	nw       backends.Network                              // nil while it is not open; guarded by mu
+	phase    backends.NetworkPhase                         // guarded by mu
+	reason   string                                        // of the phase; guarded by mu
+	caps     backends.Capabilities                         // guarded by mu
+	accounts map[backends.AccountID]*backends.AccountState // guarded by mu
 }
 
 // maxUnacknowledged is how many events a network may have under way.

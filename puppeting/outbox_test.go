@@ -171,7 +171,7 @@ func TestMessagesWaitForTheirNetworkAndExpire(t *testing.T) {
 		t.Fatal(err)
 	}
 	alice.Say(room, "later")
-	w.until("queued message", func() bool { return w.count("bridge_outbox") == 1 }, func() string { return "" })
+	w.until("queued message", func() bool { return w.count("bridge_outbox WHERE event LIKE '%later%'") == 1 }, func() string { return "" })
 	if slices.Contains(irc.heard(), "later") {
 		t.Fatal("a command was sent to a network that is away")
 	}
