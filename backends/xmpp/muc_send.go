@@ -57,8 +57,11 @@ func (n *network) sendMUC(ctx context.Context, addr jid.JID, cmd *backends.Comma
 
 // decide finds out whether an earlier attempt arrived.
 func (m *muc) decide(ctx context.Context, cmd *backends.Command, reply func(backends.Result)) {
-	found, certain := m.findSent(ctx, cmd)
+	found, certain, err := m.findSent(ctx, cmd)
 	switch {
+	case err != nil && cmd.Attempt < maxAttempts: // the archive may answer yet
+		m.n.setMaybe(cmd.ID, true)
+		reply(later("the room's archive does not answer"))
 	case len(found) > 0 || certain:
 		m.n.setMaybe(cmd.ID, false)
 		m.carryOut(ctx, cmd, found, reply)
@@ -78,9 +81,9 @@ func (m *muc) isLive() bool {
 
 // findSent looks for the stanzas of a command in what we know of the room, then in
 // its archive. If nothing is found, certain says that nothing was sent.
-func (m *muc) findSent(ctx context.Context, cmd *backends.Command) (found []backends.MessageID, certain bool) {
+func (m *muc) findSent(ctx context.Context, cmd *backends.Command) (found []backends.MessageID, certain bool, err error) {
 	if found = m.knownSent(cmd); len(found) > 0 {
-		return found, true
+		return found, true, nil
 	}
 	since := cmd.Time
 	if since.IsZero() || since.After(time.Now()) {
@@ -92,7 +95,7 @@ func (m *muc) findSent(ctx context.Context, cmd *backends.Command) (found []back
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return nil, !m.oldest.IsZero() && m.oldest.Before(since)
+	return nil, !m.oldest.IsZero() && m.oldest.Before(since), nil
 }
 
 // knownSent returns the IDs of the command's stanzas that the room has shown us.
@@ -110,12 +113,12 @@ func (m *muc) knownSent(cmd *backends.Command) (found []backends.MessageID) {
 }
 
 // searchArchive reads the archive backwards until a time.
-func (m *muc) searchArchive(ctx context.Context, cmd *backends.Command, since time.Time) (found []backends.MessageID, certain bool) {
+func (m *muc) searchArchive(ctx context.Context, cmd *backends.Command, since time.Time) (found []backends.MessageID, certain bool, err error) {
 	before := xep.New(xep.NSRSM, "before")
 	for range maxPages {
 		page, _, end, err := m.page(ctx, before)
 		if err != nil {
-			return nil, false
+			return nil, false, err
 		}
 		for _, e := range page {
 			if m.n.ourID(e.Attr("id")) {
@@ -123,14 +126,14 @@ func (m *muc) searchArchive(ctx context.Context, cmd *backends.Command, since ti
 			}
 		}
 		if found = m.knownSent(cmd); len(found) > 0 {
-			return found, true
+			return found, true, nil
 		}
 		if end || len(page) == 0 || xep.DelayOf(page[0]).Before(since) {
-			return nil, true
+			return nil, true, nil
 		}
 		before = xep.New(xep.NSRSM, "before").AddText(xep.StanzaID(page[0], m.addr.String()))
 	}
-	return nil, false
+	return nil, false, nil
 }
 
 // carryOut sends what a command says. Of a command that was begun before, found
