@@ -331,7 +331,7 @@ func (p *portal) joinRoom(ctx context.Context, rm *room, intent *appservice.Inte
 	if _, joined := rm.member(ctx, intent.UserID()); joined {
 		return nil
 	}
-	if p.isGateway() {
+	if !p.standsForChat() {
 		return refuse(backends.RefusedForbidden, "you are not in this room")
 	}
 	_, err := intent.Join(ctx, string(rm.id))
@@ -440,7 +440,7 @@ func (p *portal) txnID(ev *backends.Event, part int) string {
 // sendPiece sends an event. One who was removed from the room meanwhile joins again.
 func (p *portal) sendPiece(ctx context.Context, rm *room, intent *appservice.Intent, txnID string, pc piece, ts time.Time) (matrix.EventID, error) {
 	id, err := intent.Send(ctx, rm.id, pc.typ, txnID, pc.content, ts)
-	if isForbidden(err) && !p.isGateway() {
+	if isForbidden(err) && p.standsForChat() {
 		rm.setMember(intent.UserID(), false, appservice.Profile{})
 		if p.joinRoom(ctx, rm, intent) == nil {
 			id, err = intent.Send(ctx, rm.id, pc.typ, txnID, pc.content, ts)
@@ -642,7 +642,7 @@ func (p *portal) unreact(ctx context.Context, rm *room, intent *appservice.Inten
 func (p *portal) redact(ctx context.Context, rm *room, intent *appservice.Intent, event matrix.EventID, reason string) error {
 	txn := hashID("redact", string(event), string(intent.UserID()))
 	_, err := intent.Redact(ctx, rm.id, event, txn, reason)
-	if isForbidden(err) && !p.isGateway() {
+	if isForbidden(err) && p.standsForChat() {
 		_, err = p.intent().Redact(ctx, rm.id, event, txn, reason)
 	}
 	return err

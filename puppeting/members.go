@@ -3,6 +3,7 @@ package puppeting
 import (
 	"context"
 
+	"github.com/gjallar-im/gjallar/appservice"
 	"github.com/gjallar-im/gjallar/backends"
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
 )
@@ -68,6 +69,23 @@ func (p *portal) subject(u backends.User) matrix.UserID {
 	return p.b.ghostID(p.key.network, u.ID)
 }
 
+// authority is who changes the room for an event: through a gateway the sender, with
+// what power they have; otherwise the bridge. A portal that has just lost its room
+// has nobody, lest the bridge act for a gateway's user.
+func (p *portal) authority(ctx context.Context, ev *backends.Event) (as *appservice.Intent, gateway bool, err error) {
+	p.mu.Lock()
+	kind := p.kind
+	p.mu.Unlock()
+	switch kind {
+	case "":
+		return nil, false, refuse(backends.RefusedNotFound, "no room stands for this chat")
+	case gatewayPortal:
+		as, err = p.actor(ctx, ev.Sender)
+		return as, true, err
+	}
+	return p.intent(), false, nil
+}
+
 // moderate kicks, bans or unbans. Through a gateway the actor does so with the power
 // that they have in the room; what another network's moderators did there is done
 // here by the bridge, with its power.
@@ -75,13 +93,12 @@ func (p *portal) moderate(ctx context.Context, rm *room, ev *backends.Event, m *
 	if p.isEcho(ev) {
 		return nil
 	}
-	actor, reason := p.intent(), cleanText(m.Reason)
-	if p.isGateway() {
-		var err error
-		if actor, err = p.actor(ctx, ev.Sender); err != nil {
-			return err
-		}
-	} else if by := firstOf(ev.Sender.Name, string(ev.Sender.ID)); by != "" {
+	actor, gateway, err := p.authority(ctx, ev)
+	if err != nil {
+		return err
+	}
+	reason := cleanText(m.Reason)
+	if by := firstOf(ev.Sender.Name, string(ev.Sender.ID)); by != "" && !gateway {
 		reason = firstOf(reason, string(m.Action)) + " (by " + by + ")"
 	}
 	u := p.subject(m.User)
@@ -92,11 +109,11 @@ func (p *portal) moderate(ctx context.Context, rm *room, ev *backends.Event, m *
 	case backends.Unbanned:
 		do = actor.Unban
 	}
-	err := do(ctx, rm.id, u, reason)
+	err = do(ctx, rm.id, u, reason)
 	if err == nil && m.Action != backends.Unbanned {
 		rm.setMember(u, false, profileless)
 	}
-	if !isForbidden(err) || p.isGateway() {
+	if !isForbidden(err) || gateway {
 		return err
 	}
 	if m.User.Account == "" { // without the power for it, the ghost goes by itself
@@ -110,12 +127,9 @@ func (p *portal) invite(ctx context.Context, rm *room, ev *backends.Event, m *ba
 	if p.isEcho(ev) || m.User.Account == "" && !p.isGateway() {
 		return nil
 	}
-	actor := p.intent()
-	if p.isGateway() {
-		var err error
-		if actor, err = p.actor(ctx, ev.Sender); err != nil {
-			return err
-		}
+	actor, _, err := p.authority(ctx, ev)
+	if err != nil {
+		return err
 	}
 	return actor.Invite(ctx, rm.id, p.subject(m.User), cleanText(m.Reason))
 }
@@ -196,12 +210,9 @@ func (p *portal) infoFromRemote(ctx context.Context, ev *backends.Event, info *b
 	if rm == nil || p.isEcho(ev) || p.isKind(directPortal) {
 		return nil
 	}
-	actor := p.intent()
-	if p.isGateway() {
-		var err error
-		if actor, err = p.actor(ctx, ev.Sender); err != nil {
-			return err
-		}
+	actor, gateway, err := p.authority(ctx, ev)
+	if err != nil {
+		return err
 	}
 	for _, s := range []struct {
 		typ, field string
@@ -216,7 +227,7 @@ func (p *portal) infoFromRemote(ctx context.Context, ev *backends.Event, info *b
 			continue
 		}
 		if _, err := actor.SendState(ctx, rm.id, s.typ, "", map[string]any{s.field: value}); err != nil {
-			if isForbidden(err) && !p.isGateway() {
+			if isForbidden(err) && !gateway {
 				p.log.Info("the room's state cannot be changed", "type", s.typ, "err", err)
 				continue
 			}
@@ -241,12 +252,9 @@ func (p *portal) roleFromRemote(ctx context.Context, ev *backends.Event, r *back
 	if rm == nil || !said || p.isEcho(ev) || !p.isGateway() && r.User.Account != "" {
 		return nil
 	}
-	actor := p.intent()
-	if p.isGateway() {
-		var err error
-		if actor, err = p.actor(ctx, ev.Sender); err != nil {
-			return err
-		}
+	actor, gateway, err := p.authority(ctx, ev)
+	if err != nil {
+		return err
 	}
 	var pl map[string]any
 	if err := actor.StateEvent(ctx, rm.id, matrix.TypePowerLevels, "", &pl); err != nil {
@@ -265,8 +273,8 @@ func (p *portal) roleFromRemote(ctx context.Context, ev *backends.Event, r *back
 		delete(users, u)
 	}
 	pl["users"] = users
-	_, err := actor.SendState(ctx, rm.id, matrix.TypePowerLevels, "", pl)
-	if isForbidden(err) && !p.isGateway() {
+	_, err = actor.SendState(ctx, rm.id, matrix.TypePowerLevels, "", pl)
+	if isForbidden(err) && !gateway {
 		p.log.Info("a role cannot be given", "err", err)
 		return nil
 	}

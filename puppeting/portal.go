@@ -79,8 +79,22 @@ func (p *portal) isKind(k portalKind) bool {
 // chat of the network to users of ours.
 func (p *portal) isGateway() bool { return p.isKind(gatewayPortal) }
 
-// intent is who reads the room, and speaks in the bridge's own name.
-func (p *portal) intent() *appservice.Intent { return p.b.client.As(p.agentID()) }
+// standsForChat reports whether the bridge acts in the room for a chat of the network.
+// It does not for users of a gateway, nor once the portal has lost its room.
+func (p *portal) standsForChat() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.kind != "" && p.kind != gatewayPortal
+}
+
+// intent is who reads the room, and speaks in the bridge's own name; the bot if the
+// portal has no room any more.
+func (p *portal) intent() *appservice.Intent {
+	if agent := p.agentID(); agent != "" {
+		return p.b.client.As(agent)
+	}
+	return p.b.client.Bot()
+}
 
 // once reports whether it is called for the first time with this subject.
 func (p *portal) once(subject string) bool {
