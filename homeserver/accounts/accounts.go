@@ -43,6 +43,7 @@ type Accounts struct {
 
 	mu       sync.RWMutex
 	sessions map[string]store.Session // guarded by mu: of tokens in use, by hash
+	logins   map[string]loginToken    // guarded by mu: by hash
 }
 
 // maxSessions is how many tokens are remembered.
@@ -50,7 +51,7 @@ const maxSessions = 100_000
 
 // New returns the accounts of a store.
 func New(s *store.Store, server matrix.ServerName, cost Cost) *Accounts {
-	return &Accounts{store: s, server: server, cost: cost, sessions: map[string]store.Session{}}
+	return &Accounts{store: s, server: server, cost: cost, sessions: map[string]store.Session{}, logins: map[string]loginToken{}}
 }
 
 // hashing holds as many as may hash at a time: each takes Cost.Memory.

@@ -24,6 +24,7 @@ func (a *api) accountRoutes() []route {
 		{"GET", "/v3/capabilities", user, (*api).getCapabilities},
 		{"GET", "/v3/login", anyone, (*api).getLogin},
 		{"POST", "/v3/login", maybeUser, (*api).postLogin},
+		{"POST", "/v1/login/get_token", user, (*api).postGetToken},
 		{"POST", "/v3/refresh", anyone, (*api).postRefresh},
 		{"POST", "/v3/logout", user, (*api).postLogout},
 		{"POST", "/v3/logout/all", user, (*api).postLogoutAll},
@@ -76,15 +77,37 @@ func (a *api) getCapabilities(*request) (any, error) {
 	return map[string]any{"capabilities": map[string]any{
 		"m.room_versions":   map[string]any{"default": a.DefaultRoomVersion, "available": available},
 		"m.change_password": on, "m.set_displayname": on, "m.set_avatar_url": on, "m.profile_fields": on,
-		"m.3pid_changes": map[string]bool{"enabled": false}, "m.get_login_token": map[string]bool{"enabled": false},
+		"m.3pid_changes": map[string]bool{"enabled": false}, "m.get_login_token": on,
 	}}, nil
 }
 
 func (a *api) getLogin(*request) (any, error) {
 	type flow struct {
-		Type string `json:"type"`
+		Type  string `json:"type"`
+		Token bool   `json:"get_login_token,omitempty"`
 	}
-	return map[string]any{"flows": []flow{{"m.login.password"}, {"m.login.application_service"}}}, nil
+	return map[string]any{"flows": []flow{{Type: "m.login.password"}, {Type: "m.login.token", Token: true}, {Type: "m.login.application_service"}}}, nil
+}
+
+// postGetToken makes a token with which the user can log in on another device, once
+// and soon.
+//
+// Spec: https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv1loginget_token
+func (a *api) postGetToken(r *request) (any, error) {
+	var in struct {
+		Auth *uiaAuth `json:"auth"`
+	}
+	if err := r.decode(&in); err != nil {
+		return nil, err
+	}
+	if r.service != nil {
+		return nil, matrix.Forbidden("Application services log in with their own token")
+	}
+	if err := r.confirm(r.Context(), in.Auth); err != nil {
+		return nil, err
+	}
+	token, lifetime := a.Accounts.LoginToken(r.user)
+	return map[string]any{"login_token": token, "expires_in_ms": lifetime.Milliseconds()}, nil
 }
 
 // postLogin: https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3login
@@ -97,6 +120,7 @@ func (a *api) postLogin(r *request) (any, error) {
 		} `json:"identifier"`
 		User     string          `json:"user"` // before identifiers
 		Password string          `json:"password"`
+		Token    string          `json:"token"`
 		Device   matrix.DeviceID `json:"device_id"`
 		Name     string          `json:"initial_device_display_name"`
 		Refresh  bool            `json:"refresh_token"`
@@ -122,6 +146,11 @@ func (a *api) postLogin(r *request) (any, error) {
 			return nil, err
 		}
 		acc, err = a.Accounts.CheckPassword(r.Context(), name, in.Password)
+	case "m.login.token":
+		if err := a.limits.login.allow("address " + r.ip()); err != nil {
+			return nil, err
+		}
+		acc, err = a.Accounts.CheckLoginToken(r.Context(), in.Token)
 	case "m.login.application_service":
 		acc, err = a.serviceLogin(r, name)
 	default:

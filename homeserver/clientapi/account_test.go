@@ -154,3 +154,16 @@ func TestAccountDataAndTags(t *testing.T) {
 		t.Errorf("tags: %v", e)
 	}
 }
+
+func TestLoginTokens(t *testing.T) {
+	s := hstest.Start(t)
+	alice := s.Register("alice")
+	alice.Fails(401, "M_UNAUTHORIZED", "POST", "/_matrix/client/v1/login/get_token", nil)
+	token := alice.OK("POST", "/_matrix/client/v1/login/get_token", map[string]any{"auth": passwordLogin("alice", "alice")}).Str("login_token")
+	body := map[string]string{"type": "m.login.token", "token": token}
+	out := s.Nobody().OK("POST", v3+"/login", body)
+	if out.Str("user_id") != "@alice:test" || out.Str("device_id") == string(alice.Device) {
+		t.Errorf("logged in: %v", out)
+	}
+	s.Nobody().Fails(403, "M_FORBIDDEN", "POST", v3+"/login", body)
+}
