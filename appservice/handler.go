@@ -164,7 +164,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, method string, r
 		return
 	}
 	result, err := run(h, r)
-	if _, refused := errors.AsType[*matrix.Error](err); err != nil && !refused {
+	if _, refused := errors.AsType[*matrix.Error](err); err != nil && !refused && r.Context().Err() == nil {
 		h.Log.Error("request of the homeserver failed", "route", r.Pattern, "err", err)
 	}
 	h.write(w, result, err)

@@ -144,22 +144,24 @@ func (p *program) stop() {
 	}
 }
 
-// plugin returns the process of a built-in backend.
+// plugin returns the process of a built-in backend, waiting for it if it is being
+// started again.
 func (p *program) plugin(protocol string) *os.Process {
 	p.tb.Helper()
-	out, err := exec.Command("pgrep", "-P", fmt.Sprint(p.cmd.Process.Pid), "-f", pluginCommand+" "+protocol+"$").Output()
-	if err != nil {
-		p.tb.Fatalf("no process of %s: %v", protocol, err)
+	ctx := soon(p.tb)
+	for {
+		out, err := exec.Command("pgrep", "-P", fmt.Sprint(p.cmd.Process.Pid), "-f", pluginCommand+" "+protocol+"$").Output()
+		var pid int
+		if _, scanErr := fmt.Sscan(string(out), &pid); err == nil && scanErr == nil {
+			proc, err := os.FindProcess(pid)
+			must(p.tb, err)
+			return proc
+		}
+		if ctx.Err() != nil {
+			p.tb.Fatalf("no process of %s: %v", protocol, err)
+		}
+		wait(ctx, 10*time.Millisecond)
 	}
-	var pid int
-	if _, err := fmt.Sscan(string(out), &pid); err != nil {
-		p.tb.Fatal(err)
-	}
-	proc, err := os.FindProcess(pid)
-	if err != nil {
-		p.tb.Fatal(err)
-	}
-	return proc
 }
 
 func (p *program) matrix(name string) *matrixClient {

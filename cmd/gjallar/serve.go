@@ -58,13 +58,14 @@ func serve(ctx context.Context, t *terminal, args []string) error {
 		web.Close()
 		return err
 	}
-	err = serveAll(ctx, t, c, d, db, web)
+	err = serveAll(ctx, t, c, d, db, web, func() (*config.Config, error) { return o.load(t) })
 	return errors.Join(err, db.Close())
 }
 
 // serveAll runs the parts until ctx ends or one fails. They end in the order in
 // which they need each other: who speaks to the homeserver before the homeserver.
-func serveAll(ctx context.Context, t *terminal, c *config.Config, d *dataDir, db *sqldb.DB, web net.Listener) error {
+// reload reads the configuration anew.
+func serveAll(ctx context.Context, t *terminal, c *config.Config, d *dataDir, db *sqldb.DB, web net.Listener, reload func() (*config.Config, error)) error {
 	defer web.Close()
 	log := newLogger(t.err, c)
 	services, err := readServices(c)
@@ -77,10 +78,9 @@ func serveAll(ctx context.Context, t *terminal, c *config.Config, d *dataDir, db
 		return err
 	}
 	defer hs.Close()
-	for _, s := range services {
-		if err := hs.AddService(ctx, *s); err != nil {
-			return fmt.Errorf("application service %s: %w", s.ID, err)
-		}
+	registered := &registrations{hs: hs}
+	if err := registered.set(ctx, services); err != nil {
+		return err
 	}
 	bridge := func(ctx context.Context) error { <-ctx.Done(); return nil }
 	if !runsElsewhere(services) {
@@ -105,6 +105,7 @@ func serveAll(ctx context.Context, t *terminal, c *config.Config, d *dataDir, db
 	parts, running := errgroup.WithContext(outer)
 	parts.Go(func() error { return serveHTTP(running, web, page(c, hs.Handler(), inside.handler)) })
 	parts.Go(func() error { return hs.Run(running) })
+	parts.Go(func() error { registered.follow(running, reload, log); return nil })
 	parts.Go(func() error {
 		defer stop() // without the bridge the rest has no purpose
 		inner, cancel := context.WithCancel(running)

@@ -3,10 +3,13 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/gjallar-im/gjallar/backends/backendtest/peer"
 )
@@ -105,6 +108,38 @@ func TestTheBridgeAlone(t *testing.T) {
 	must(t, err)
 	bridge.stop()
 	hs.stop()
+}
+
+// TestApplicationServicesComeAndGoWhileItRuns: SIGHUP has the registrations read again.
+func TestApplicationServicesComeAndGoWhileItRuns(t *testing.T) {
+	registration := filepath.Join(t.TempDir(), "other.yaml")
+	text := "id: other\nurl: \"\"\nas_token: as-secret\nhs_token: hs-secret\nsender_localpart: otherbot\nnamespaces: {users: [], aliases: [], rooms: []}\n"
+	must(t, os.WriteFile(registration, []byte(text), 0o600))
+	p := startProgram(t, "application_services: []\nlog: {level: info}\n")
+	bot := &matrixClient{base: p.web, token: "as-secret", http: http.DefaultClient}
+	whoami := func() error { return bot.do(t.Context(), "GET", "/account/whoami", nil, nil) }
+	if whoami() == nil {
+		t.Fatal("the service is known before it is registered")
+	}
+	file := filepath.Join(p.dir, "gjallar.yaml")
+	list := func(yaml string) {
+		must(t, os.WriteFile(file, []byte(yaml), 0o600))
+		must(t, p.cmd.Process.Signal(syscall.SIGHUP))
+	}
+	eventually := func(what string, done func() bool) {
+		for ctx := soon(t); !done(); wait(ctx, 10*time.Millisecond) {
+			if ctx.Err() != nil {
+				t.Fatalf("%s: %v", what, whoami())
+			}
+		}
+	}
+	list("application_services: [" + registration + "]\n")
+	eventually("the service is not registered", func() bool { return whoami() == nil })
+	list("application_services: [/nowhere.yaml]\n")
+	eventually("the mistake is not told", func() bool { return strings.Contains(p.log(), "nowhere.yaml") })
+	must(t, whoami())
+	list("application_services: []\n")
+	eventually("the service is not removed", func() bool { return whoami() != nil })
 }
 
 func TestCommandLines(t *testing.T) {
