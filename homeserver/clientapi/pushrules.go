@@ -172,7 +172,7 @@ func (a *api) getPushRulesGlobal(r *request) (any, error) {
 func (p *pushRules) rule(r *request) (*pushRule, error) {
 	list := p.Global.kind(r.PathValue("kind"))
 	if list == nil {
-		return nil, matrix.InvalidParam("There is no kind of rules called %.40q", r.PathValue("kind"))
+		return nil, matrix.NotFound("There is no kind of rules called %.40q", r.PathValue("kind"))
 	}
 	i := indexRule(*list, r.PathValue("ruleID"))
 	if i < 0 {

@@ -20,7 +20,7 @@ type DirectoryUser struct {
 var likeEscape = strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`)
 
 // SearchUsers returns at most limit users whose localpart or display name contains
-// a text, of those that a user shares a room with or who are in public rooms.
+// a text, of the others that a user shares a room with or who are in public rooms.
 func (s *Store) SearchUsers(ctx context.Context, user matrix.UserID, text string, limit int) (out []DirectoryUser, err error) {
 	pattern := likeEscape.Replace(strings.ToLower(text))
 	id := `%` + pattern + `%:%`
@@ -42,7 +42,7 @@ func (s *Store) SearchUsers(ctx context.Context, user matrix.UserID, text string
 	}, `SELECT DISTINCT c.state_key, n.value, a.value FROM current_state c
 		LEFT JOIN profile n ON n.user_id = c.state_key AND n.field = 'displayname'
 		LEFT JOIN profile a ON a.user_id = c.state_key AND a.field = 'avatar_url'
-		WHERE c.type = 'm.room.member' AND c.membership = 'join' AND c.room_id IN (
+		WHERE c.type = 'm.room.member' AND c.membership = 'join' AND c.state_key <> $1 AND c.room_id IN (
 			SELECT room_id FROM current_state WHERE type = 'm.room.member' AND state_key = $1 AND membership = 'join'
 			UNION SELECT room_id FROM published_room
 			UNION SELECT j.room_id FROM current_state j JOIN event e ON e.pos = j.event_pos
