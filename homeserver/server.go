@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/gjallar-im/gjallar/homeserver/accounts"
 	"github.com/gjallar-im/gjallar/homeserver/asapi"
 	"github.com/gjallar-im/gjallar/homeserver/clientapi"
@@ -59,6 +61,7 @@ type Server struct {
 	accounts *accounts.Accounts
 	registry *asapi.Registry
 	services *asapi.Worker
+	presence *clientapi.Presence
 	handler  http.Handler
 }
 
@@ -88,9 +91,10 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	s.rooms = rooms.New(rooms.Options{Store: st, Hub: s.hub, Signer: pdu.Signer{Server: o.ServerName, KeyID: o.KeyID, Key: o.Key}, Log: o.Log})
 	s.accounts = accounts.New(st, o.ServerName, o.PasswordCost)
 	typing := clientapi.NewTyping(s.hub)
+	s.presence = clientapi.NewPresence(st, s.hub, o.Log)
 	s.services = asapi.New(asapi.Options{Store: st, Registry: s.registry, Hub: s.hub, Transport: o.Transport, Typing: typing, Log: o.Log})
 	s.handler = clientapi.New(clientapi.Options{
-		Store: st, Rooms: s.rooms, Hub: s.hub, Accounts: s.accounts, Typing: typing, Registry: s.registry, ServerName: o.ServerName, Log: o.Log,
+		Store: st, Rooms: s.rooms, Hub: s.hub, Accounts: s.accounts, Typing: typing, Presence: s.presence, Registry: s.registry, ServerName: o.ServerName, Log: o.Log,
 		DefaultRoomVersion: o.DefaultRoomVersion, PublicURL: o.PublicURL, Registration: o.Registration, RegistrationToken: o.RegistrationToken, SharedSecret: o.SharedSecret, RateLimits: o.RateLimits,
 		MediaDir: o.MediaDir, MaxUpload: o.MaxUpload,
 		QueryAlias: s.services.QueryAlias, QueryUser: s.services.QueryUser, ThirdParty: s.services.ThirdParty, Ping: s.services.Ping,
@@ -101,8 +105,14 @@ func New(ctx context.Context, o Options) (*Server, error) {
 // Handler serves the Client-Server API.
 func (s *Server) Handler() http.Handler { return s.handler }
 
-// Run tells application services what happens, until ctx ends.
-func (s *Server) Run(ctx context.Context) error { return s.services.Run(ctx) }
+// Run tells application services what happens, and notices who has gone, until ctx
+// ends.
+func (s *Server) Run(ctx context.Context) error {
+	parts, running := errgroup.WithContext(ctx)
+	parts.Go(func() error { return s.services.Run(running) })
+	parts.Go(func() error { return s.presence.Run(running) })
+	return parts.Wait()
+}
 
 // Close carries out what was taken.
 func (s *Server) Close() { s.rooms.Close() }

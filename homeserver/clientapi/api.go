@@ -33,6 +33,7 @@ type Options struct {
 	Hub        *streams.Hub
 	Accounts   *accounts.Accounts
 	Typing     *Typing
+	Presence   *Presence
 	Registry   *asapi.Registry
 	ServerName matrix.ServerName
 	Log        *slog.Logger

@@ -1,12 +1,9 @@
 package clientapi
 
 import (
-	"context"
 	"errors"
-	"time"
 
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
-	"github.com/gjallar-im/gjallar/homeserver/sqldb"
 	"github.com/gjallar-im/gjallar/homeserver/store"
 )
 
@@ -42,27 +39,7 @@ func (a *api) putPresence(r *request) (any, error) {
 	if len(in.Status) > maxStatus {
 		return nil, matrix.InvalidParam("status_msg is longer than %d bytes", maxStatus)
 	}
-	return empty, a.setPresence(r.Context(), store.Presence{User: r.user, State: in.Presence, StatusMsg: in.Status})
-}
-
-// setPresence stores a user's presence as of now and tells those who share a room.
-func (a *api) setPresence(ctx context.Context, p store.Presence) error {
-	p.CurrentlyActive = p.State == "online"
-	p.LastActive = time.Now().UnixMilli()
-	if old, err := a.Store.Presence(ctx, p.User); err == nil && p.State != "online" {
-		p.LastActive = old.LastActive // to go away is no activity
-	} else if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return err
-	}
-	return a.Store.Write(ctx, func(tx *sqldb.Tx) error {
-		pos, err := a.Store.SetPresence(tx, p)
-		if err != nil {
-			return err
-		}
-		rooms, err := a.Store.JoinedRooms(tx, p.User)
-		tx.OnCommit(func() { a.Hub.Notify(pos, rooms, []matrix.UserID{p.User}) })
-		return err
-	})
+	return empty, a.Presence.set(r.Context(), store.Presence{User: r.user, State: in.Presence, StatusMsg: in.Status})
 }
 
 // getPresence: https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3presenceuseridstatus

@@ -13,8 +13,8 @@ func TestPresence(t *testing.T) {
 		bob.Join(string(room))
 		since, eveSince := bob.Sync("").Str("next_batch"), eve.Sync("").Str("next_batch")
 		path := v3 + "/presence/@alice:test/status"
-		if p := bob.OK("GET", v3+"/presence/@bob:test/status", nil); p.Str("presence") != "offline" {
-			t.Errorf("before anything is set: %v", p)
+		if p := bob.OK("GET", path, nil); p.Str("presence") != "offline" {
+			t.Errorf("of alice, who has not been there: %v", p)
 		}
 		got := make(chan hstest.JSON)
 		go func() { got <- bob.Sync("timeout=60000&since=" + since) }()

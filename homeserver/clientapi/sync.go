@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -108,6 +109,13 @@ func (a *api) getSync(r *request) (any, error) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), time.Duration(wait)*time.Millisecond)
 	defer cancel()
+	if r.service == nil {
+		end, err := a.Presence.Begin(r.Context(), r.user, r.URL.Query().Get("set_presence"))
+		defer end()
+		if err != nil {
+			return nil, err
+		}
+	}
 	if s.since != nil && s.device != "" {
 		if err := a.Store.DeleteToDevice(r.Context(), r.user, r.device, s.since.Pos); err != nil {
 			return nil, err
@@ -836,9 +844,22 @@ func (s *syncer) deviceLists(ctx context.Context) error {
 
 // presence fills in the presence of those that the user shares a room with.
 func (s *syncer) presence(ctx context.Context) error {
+	if !s.filter.Presence.wantsType("m.presence") {
+		return nil
+	}
 	list, err := s.api.Store.PresenceChanges(ctx, s.from(), s.now.Pos)
-	if err != nil || len(list) == 0 || !s.filter.Presence.wantsType("m.presence") {
+	if err != nil {
 		return err
+	}
+	if s.since != nil { // those whom the client has not met before
+		met, err := s.api.Store.PresenceOf(ctx, slices.Collect(maps.Keys(s.met)), s.from())
+		if err != nil {
+			return err
+		}
+		list = append(list, met...)
+	}
+	if len(list) == 0 {
+		return nil
 	}
 	users := make([]matrix.UserID, 0, len(list))
 	for _, p := range list {

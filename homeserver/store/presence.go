@@ -46,6 +46,22 @@ func (s *Store) Presence(ctx context.Context, user matrix.UserID) (*Presence, er
 	return &p, nil
 }
 
+// PresenceOf returns the presence of those of some users for whom it last changed at
+// upTo or before.
+func (s *Store) PresenceOf(ctx context.Context, users []matrix.UserID, upTo Pos) (out []Presence, err error) {
+	for len(users) > 0 && err == nil {
+		n := min(len(users), 500)
+		err = s.Each(ctx, func(scan func(...any) error) error {
+			var p Presence
+			err := p.scan(scan)
+			out = append(out, p)
+			return err
+		}, `SELECT `+presenceColumns+` FROM presence WHERE pos <= $1 AND user_id IN `+sqldb.In(2, n), append([]any{upTo}, sqldb.Args(users[:n])...)...)
+		users = users[n:]
+	}
+	return out, err
+}
+
 // PresenceChanges returns the presence of those for whom it last changed with
 // from < pos ≤ to.
 func (s *Store) PresenceChanges(ctx context.Context, from, to Pos) (out []Presence, err error) {
