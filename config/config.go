@@ -42,8 +42,9 @@ type Config struct {
 	Bridge              Bridge              `yaml:"bridge"`
 	Networks            map[string]*Network `yaml:"networks"`
 
-	file  string
-	lines map[string]int // of the keys that a file set, by dotted path
+	file    string
+	lines   map[string]int    // of the keys that a file set, by dotted path
+	sources map[string]string // of the keys that a flag or variable set
 }
 
 // IRCListener is the section irc_listener.
@@ -122,6 +123,11 @@ func (m Mistakes) Error() string {
 	return strings.Join(lines, "\n")
 }
 
+// Sort puts them in the order of the file.
+func (m Mistakes) Sort() {
+	slices.SortStableFunc(m, func(a, b *Mistake) int { return a.Line - b.Line })
+}
+
 // Override sets one key, by its dotted path; it is how flags come in.
 type Override struct{ Key, Value, Source string }
 
@@ -146,20 +152,27 @@ func Parse(file string, text []byte, environ []string, overrides ...Override) (*
 	if m := decode("default.yaml", []byte(defaults), c); len(m) > 0 {
 		return nil, m
 	}
-	c.file, c.lines = file, map[string]int{}
+	c.file, c.lines, c.sources = file, map[string]int{}, map[string]string{}
 	mistakes := decode(file, text, c)
 	mistakes = append(mistakes, c.override(append(fromEnviron(environ), overrides...))...)
 	mistakes = append(mistakes, c.check()...)
 	if len(mistakes) > 0 {
-		slices.SortStableFunc(mistakes, func(a, b *Mistake) int { return a.Line - b.Line })
+		mistakes.Sort()
 		return c, mistakes
 	}
 	return c, nil
 }
 
+// File is the name of the loaded file, "" if there is none.
+func (c *Config) File() string { return c.file }
+
 // Mistake makes one about a key of the loaded file, for checks that others make.
 func (c *Config) Mistake(key, format string, args ...any) *Mistake {
 	m := &Mistake{Key: key, Text: fmt.Sprintf(format, args...)}
+	if s, ok := c.sources[key]; ok {
+		m.Text += " (" + s + ")"
+		return m
+	}
 	for k := key; ; {
 		if line, ok := c.lines[k]; ok {
 			m.File, m.Line = c.file, line

@@ -162,6 +162,7 @@ func (c *Config) override(list []Override) (m Mistakes) {
 			continue
 		}
 		delete(c.lines, o.Key)
+		c.sources[o.Key] = o.Source
 		if err := setScalar(v, o.Value); err != nil {
 			m = append(m, &Mistake{Text: fmt.Sprintf("%s: %q is not %s", o.Source, o.Value, describe(v))})
 		}

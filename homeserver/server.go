@@ -81,6 +81,9 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkName(ctx, st, o.ServerName); err != nil {
+		return nil, err
+	}
 	pos, err := st.Position(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read stream position: %w", err)
@@ -100,6 +103,21 @@ func New(ctx context.Context, o Options) (*Server, error) {
 		QueryAlias: s.services.QueryAlias, QueryUser: s.services.QueryUser, ThirdParty: s.services.ThirdParty, Ping: s.services.Ping,
 	})
 	return s, nil
+}
+
+// checkName refuses a database whose users have another server's name: with this
+// one they could not log in, and new ones would be strangers in their rooms.
+func checkName(ctx context.Context, st *store.Store, name matrix.ServerName) error {
+	u, err := st.AnyUser(ctx)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return nil
+	case err != nil:
+		return fmt.Errorf("read an account: %w", err)
+	case u.Server() != name:
+		return fmt.Errorf("the database belongs to %s, and server_name is %s; it cannot be changed", u.Server(), name)
+	}
+	return nil
 }
 
 // Handler serves the Client-Server API.

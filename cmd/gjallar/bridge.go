@@ -16,7 +16,7 @@ import (
 // runBridge runs the bridge alone, as an application service of another homeserver.
 func runBridge(ctx context.Context, t *terminal, args []string) error {
 	fs, o := newFlags("bridge", t.err)
-	if err := fs.Parse(args); err != nil {
+	if err := parse(fs, args); err != nil {
 		return err
 	}
 	c, err := o.load(t)
@@ -34,6 +34,10 @@ func runBridge(ctx context.Context, t *terminal, args []string) error {
 	defer d.Close()
 	web, err := listen(ctx, c, "bridge.listen", c.Bridge.Listen)
 	if err != nil {
+		return err
+	}
+	if err := canListenForIRC(ctx, c); err != nil {
+		web.Close()
 		return err
 	}
 	db, err := newDB(ctx, c, d, "bridge.db")
@@ -77,7 +81,7 @@ func register(_ context.Context, t *terminal, args []string) error {
 	fs, o := newFlags("register", t.err)
 	url := fs.String("url", "", "`URL` where that homeserver reaches the bridge (default http:// and bridge.listen)")
 	force := fs.Bool("force", false, "replace a file that is there; its tokens will no longer do")
-	if err := fs.Parse(args); err != nil {
+	if err := parse(fs, args); err != nil {
 		return err
 	}
 	c, err := o.load(t)

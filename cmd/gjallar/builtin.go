@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
+	"github.com/santhosh-tekuri/jsonschema/v6/kind"
 	"golang.org/x/text/language"
 	"golang.org/x/text/message"
 
@@ -62,9 +63,26 @@ func checkOptions(c *config.Config, name string, b backends.Backend, options []b
 		if len(leaf.InstanceLocation) > 0 {
 			k += "." + strings.Join(leaf.InstanceLocation, ".")
 		}
-		m = append(m, c.Mistake(k, "%s", leaf.ErrorKind.LocalizedString(printer)))
+		switch e := leaf.ErrorKind.(type) {
+		case *kind.AdditionalProperties:
+			for _, name := range e.Properties {
+				m = append(m, c.Mistake(k+"."+name, "unknown key; gjallar config -protocol lists those of a protocol"))
+			}
+		case *kind.Pattern:
+			m = append(m, c.Mistake(k, "%q does not have the form %s", e.Got, describe(e.Want)))
+		default:
+			m = append(m, c.Mistake(k, "%s", e.LocalizedString(printer)))
+		}
 	}
 	return m
+}
+
+// describe words a pattern.
+func describe(pattern string) string {
+	if pattern == "^.+:[0-9]+$" {
+		return "host:port"
+	}
+	return pattern
 }
 
 func compile(schema []byte) (*jsonschema.Schema, error) {

@@ -7,7 +7,9 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"os/exec"
 	"slices"
+	"strings"
 
 	"github.com/gjallar-im/gjallar/config"
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
@@ -19,14 +21,14 @@ func configCommand(_ context.Context, t *terminal, args []string) error {
 	fs := flag.NewFlagSet("config", flag.ContinueOnError)
 	fs.SetOutput(t.err)
 	protocol := fs.String("protocol", "", "print the JSON Schema of the keys of a network of protocol `NAME`")
-	if err := fs.Parse(args); err != nil {
+	if err := parse(fs, args); err != nil {
 		return err
 	}
 	switch {
 	case *protocol != "":
 		b, ok := builtin[*protocol]
 		if !ok {
-			return fmt.Errorf("no built-in protocol %q; there are %q", *protocol, slices.Sorted(maps.Keys(builtin)))
+			return fmt.Errorf("no built-in protocol %q; there are %s", *protocol, protocols())
 		}
 		var out bytes.Buffer
 		if err := json.Indent(&out, b().Describe().Schema, "", "  "); err != nil {
@@ -47,6 +49,9 @@ func configCommand(_ context.Context, t *terminal, args []string) error {
 	return usagef("gjallar config [check FILE] [-protocol NAME]")
 }
 
+// protocols names the built-in ones.
+func protocols() string { return strings.Join(slices.Sorted(maps.Keys(builtin)), ", ") }
+
 // checkConfig makes the checks that need to know Matrix and the protocols.
 func checkConfig(c *config.Config) (m config.Mistakes) {
 	if _, err := matrix.ParseServerName(c.ServerName); err != nil {
@@ -58,11 +63,14 @@ func checkConfig(c *config.Config) (m config.Mistakes) {
 			m = append(m, c.Mistake("networks."+name, "the name belongs to the IRC listener"))
 		}
 		if n.Plugin != "" {
-			continue // asked when it is started
+			if _, err := exec.LookPath(n.Plugin); err != nil {
+				m = append(m, c.Mistake("networks."+name+".plugin", "no program to start: %v", err))
+			}
+			continue // its keys are checked when it is started
 		}
 		b, ok := builtin[n.Protocol]
 		if !ok {
-			m = append(m, c.Mistake("networks."+name+".protocol", "no built-in protocol %q; there are %q", n.Protocol, slices.Sorted(maps.Keys(builtin))))
+			m = append(m, c.Mistake("networks."+name+".protocol", "no built-in protocol %q; there are %s", n.Protocol, protocols()))
 			continue
 		}
 		m = append(m, checkOptions(c, name, b(), n.Options)...)

@@ -32,7 +32,7 @@ func newFlags(command string, w io.Writer) (*flag.FlagSet, *options) {
 		{"listen", "listen", "`ADDR` where Matrix clients connect (default 127.0.0.1:8008)"},
 		{"irc-listen", "irc_listen", "`ADDR` where IRC clients connect, or off (default 127.0.0.1:6667)"},
 		{"server-name", "server_name", "`NAME` in user IDs and room aliases (default localhost)"},
-		{"log-level", "log.level", "debug, info, warn or error (default info)"},
+		{"log-level", "log.level", "`LEVEL`: debug, info, warn or error (default info)"},
 	} {
 		fs.Func(f.name, f.help, func(v string) error {
 			o.set = append(o.set, config.Override{Key: f.key, Value: v, Source: "flag -" + f.name})
@@ -40,6 +40,18 @@ func newFlags(command string, w io.Writer) (*flag.FlagSet, *options) {
 		})
 	}
 	return fs, o
+}
+
+// errTold is the error of flags: the flag package has printed what is wrong.
+var errTold = errors.New("wrong flags")
+
+// parse is fs.Parse; the error is [flag.ErrHelp] or errTold.
+func parse(fs *flag.FlagSet, args []string) error {
+	err := fs.Parse(args)
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return err
+	}
+	return errTold
 }
 
 // load reads the configuration that the flags, the environment and the file give,
@@ -52,6 +64,7 @@ func (o *options) load(t *terminal) (*config.Config, error) {
 	mistakes, _ := errors.AsType[config.Mistakes](err)
 	mistakes = append(mistakes, checkConfig(c)...)
 	if len(mistakes) > 0 {
+		mistakes.Sort()
 		return nil, mistakes
 	}
 	return c, nil

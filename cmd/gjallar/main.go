@@ -74,6 +74,8 @@ func run(ctx context.Context, t *terminal, args []string) int {
 		switch {
 		case errors.Is(err, flag.ErrHelp):
 			return 0
+		case errors.Is(err, errTold):
+			return 2
 		case errors.Is(err, errUsage):
 			fmt.Fprintln(t.err, err)
 			return 2

@@ -138,6 +138,19 @@ func listen(ctx context.Context, c *config.Config, key, addr string) (net.Listen
 	return l, nil
 }
 
+// canListenForIRC finds out, before anything is made or promised, that another
+// program has the address of the IRC listener, whose process takes it later.
+func canListenForIRC(ctx context.Context, c *config.Config) error {
+	if c.IRCListen == "off" {
+		return nil
+	}
+	l, err := listen(ctx, c, "irc_listen", c.IRCListen)
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
 // serveHTTP serves until ctx ends; requests under way get a moment to finish.
 func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))

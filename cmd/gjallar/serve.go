@@ -34,7 +34,7 @@ const firstRoom = "lobby"
 // serve runs everything in one process, but for the backends.
 func serve(ctx context.Context, t *terminal, args []string) error {
 	fs, o := newFlags("serve", t.err)
-	if err := fs.Parse(args); err != nil {
+	if err := parse(fs, args); err != nil {
 		return err
 	}
 	if fs.NArg() > 0 {
@@ -51,6 +51,10 @@ func serve(ctx context.Context, t *terminal, args []string) error {
 	defer d.Close()
 	web, err := listen(ctx, c, "listen", c.Listen)
 	if err != nil {
+		return err
+	}
+	if err := canListenForIRC(ctx, c); err != nil {
+		web.Close()
 		return err
 	}
 	db, err := newDB(ctx, c, d, "gjallar.db")
@@ -245,11 +249,15 @@ func makeFirstRoom(ctx context.Context, c *config.Config, client *appservice.Cli
 func greet(w io.Writer, c *config.Config, web net.Listener, lobby bool) {
 	fmt.Fprintf(w, "Gjallar is ready: the homeserver of %s.\n", c.ServerName)
 	fmt.Fprintf(w, "  Matrix clients connect to %s", publicURL(c, web))
+	addUser := "gjallar user add NAME"
+	if file := c.File(); file != "" {
+		addUser += " -config " + file
+	}
 	switch registrationMode(c) {
 	case "open":
-		fmt.Fprintf(w, " (register there, or: gjallar user add NAME)\n")
+		fmt.Fprintf(w, " (register there, or: %s)\n", addUser)
 	default:
-		fmt.Fprintf(w, " (make an account: gjallar user add NAME)\n")
+		fmt.Fprintf(w, " (make an account: %s)\n", addUser)
 	}
 	if lobby {
 		fmt.Fprintf(w, "    and join #%s:%s\n", firstRoom, c.ServerName)

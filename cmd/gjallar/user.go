@@ -23,7 +23,7 @@ func user(ctx context.Context, t *terminal, args []string) error {
 	}
 	fs, o := newFlags("user add", t.err)
 	admin := fs.Bool("admin", false, "make an administrator of the server")
-	name, err := parseWithName(fs.Parse, fs.Args, args[1:])
+	name, err := parseWithName(func(args []string) error { return parse(fs, args) }, fs.Args, args[1:])
 	if err != nil {
 		return err
 	}

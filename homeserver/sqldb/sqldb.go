@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -61,8 +62,14 @@ func Open(ctx context.Context, dsn string) (*DB, error) {
 
 func (db *DB) openSQLite(path string) error {
 	pragmas := url.Values{"_pragma": {"journal_mode(WAL)", "synchronous(FULL)", "busy_timeout(10000)", "foreign_keys(ON)", "cache_size(-8000)", "temp_store(MEMORY)", "wal_autocheckpoint(4000)"}}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600) // secrets are in it; its companions get the same mode
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
 	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + pragmas.Encode()
-	var err error
 	if db.writes, err = sql.Open("sqlite", dsn+"&_txlock=immediate"); err != nil {
 		return err
 	}

@@ -34,6 +34,12 @@ func (s *Store) Account(ctx context.Context, user matrix.UserID) (*Account, erro
 	return &a, nil
 }
 
+// AnyUser returns one of the local users; [ErrNotFound] if there is none.
+func (s *Store) AnyUser(ctx context.Context) (u matrix.UserID, err error) {
+	err = s.QueryRow(ctx, `SELECT user_id FROM account LIMIT 1`).Scan(&u)
+	return u, one(err)
+}
+
 // CreateAccount makes an account and reports whether the name was free.
 func (s *Store) CreateAccount(tx *sqldb.Tx, a Account, now int64) (bool, error) {
 	result, err := tx.Exec(`INSERT INTO account (user_id, password_hash, created, admin, appservice) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`,
