@@ -74,7 +74,7 @@ func (a *api) join(r *request, room matrix.RoomID, body map[string]any) error {
 	}
 	more := map[string]any{}
 	for k, v := range body {
-		if k != "membership" && k != "third_party_signed" && k != "join_authorised_via_users_server" {
+		if k != "membership" && k != "third_party_signed" && k != authorisedVia {
 			more[k] = v
 		}
 	}
@@ -90,6 +90,9 @@ func (a *api) join(r *request, room matrix.RoomID, body map[string]any) error {
 	}
 	return a.forget(r.Context(), r.user, room, false)
 }
+
+// authorisedVia is the field of a join with the user who vouches for it.
+const authorisedVia = "join_authorised_via_users_server"
 
 // authorisedVia names a member who lets a user into a room with a restricted join
 // rule, if the user is in one of the rooms that the rule allows.
@@ -126,7 +129,7 @@ func (a *api) authorisedVia(ctx context.Context, room matrix.RoomID, user matrix
 	}
 	for _, m := range joined {
 		if m.User.Server() == a.ServerName && levels.User(m.User) >= levels.Invite {
-			return map[string]any{"join_authorised_via_users_server": m.User}, nil
+			return map[string]any{authorisedVia: m.User}, nil
 		}
 	}
 	return nil, matrix.Errorf(http.StatusBadRequest, matrix.CodeUnableToGrantJoin, "Nobody here may invite to the room")

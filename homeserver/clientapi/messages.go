@@ -118,7 +118,7 @@ func (a *api) getMessages(r *request) (any, error) {
 		out["end"] = streams.Token{Pos: next}.String()
 	}
 	if p.filter.LazyLoad {
-		state, err := a.sendersOf(r, room, events)
+		state, err := a.sendersOf(r, v, events)
 		if err != nil {
 			return nil, err
 		}
@@ -165,9 +165,20 @@ func (a *api) pageOf(r *request, v *viewer) (*page, error) {
 	return p, nil
 }
 
-// sendersOf are the membership events of those who sent events.
-func (a *api) sendersOf(r *request, room matrix.RoomID, events []*store.Event) ([]matrix.Event, error) {
-	members, err := a.Store.CurrentMembers(r.Context(), room, senders(events))
+// sendersOf are the membership events of those who sent events, as the user may know
+// them.
+func (a *api) sendersOf(r *request, v *viewer, events []*store.Event) ([]matrix.Event, error) {
+	var members []*store.Event
+	var err error
+	switch spoke := senders(events); {
+	case v.until == 0:
+		members, err = a.Store.CurrentMembers(r.Context(), v.room, spoke)
+	case !v.outside():
+		members, err = a.stateAfter(r.Context(), v.until)
+		members = slices.DeleteFunc(members, func(e *store.Event) bool {
+			return e.Type != matrix.TypeMember || !contains(spoke, matrix.UserID(*e.StateKey))
+		})
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -260,9 +271,12 @@ func (a *api) getContext(r *request) (any, error) {
 }
 
 func (a *api) contextResponse(r *request, v *viewer, e *store.Event, older, newer []*store.Event, last *store.Event, start, end store.Pos, f eventFilter) (any, error) {
-	state, err := a.stateAfter(r.Context(), last.Pos)
+	state, err := a.stateAfter(r.Context(), v.stateUpTo(last.Pos))
 	if err != nil {
 		return nil, err
+	}
+	if v.outside() {
+		state = v.own(state)
 	}
 	if f.LazyLoad {
 		spoke := senders(append(append([]*store.Event{e}, older...), newer...))

@@ -163,11 +163,45 @@ func (a *api) putRoomState(r *request) (any, error) {
 			return nil, err
 		}
 	}
+	if typ == matrix.TypeMember {
+		if content, err = a.ownJoin(r, room, content); err != nil {
+			return nil, err
+		}
+	}
 	if current, err := a.Store.CurrentStateKey(r.Context(), room, typ, key); err == nil && current != nil && current.Sender == r.user && r.ts == 0 && sameJSON(current.Content, content) {
 		return map[string]matrix.EventID{"event_id": current.ID}, nil
 	}
 	id, err := r.send(room, typ, &key, content, rooms.SendOptions{})
 	return map[string]matrix.EventID{"event_id": id}, err
+}
+
+// ownJoin has the server say who authorises a join, as with POST /join: we sign for all
+// users here, so nobody may name another who has not been asked.
+func (a *api) ownJoin(r *request, room matrix.RoomID, content []byte) ([]byte, error) {
+	if gjson.GetBytes(content, "membership").Str != matrix.Join {
+		return content, nil
+	}
+	membership, _, err := a.Store.MembershipOf(r.Context(), room, r.user)
+	if err != nil || membership == matrix.Join {
+		return content, err
+	}
+	var m map[string]json.RawMessage
+	if err := json.Unmarshal(content, &m); err != nil {
+		return nil, matrix.BadJSON("%s", err)
+	}
+	delete(m, authorisedVia)
+	if membership != matrix.Invite {
+		via, err := a.authorisedVia(r.Context(), room, r.user)
+		if err != nil {
+			return nil, err
+		}
+		if u, ok := via[authorisedVia]; ok {
+			if m[authorisedVia], err = json.Marshal(u); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return json.Marshal(m)
 }
 
 // sameJSON reports whether b says what canonical does, which is canonical JSON.
@@ -219,7 +253,7 @@ func (a *api) getRoomState(r *request) (any, error) {
 // stateFor is the state of a room that one who asks may see: that of now, or for
 // those who have left, that of when they did.
 func (a *api) stateFor(r *request, room matrix.RoomID) ([]*store.Event, error) {
-	v, err := a.viewer(r.Context(), room, r.user)
+	v, err := a.stateViewer(r, room)
 	if err != nil {
 		return nil, err
 	}
@@ -227,6 +261,16 @@ func (a *api) stateFor(r *request, room matrix.RoomID) ([]*store.Event, error) {
 		return a.Store.CurrentState(r.Context(), room)
 	}
 	return a.stateAfter(r.Context(), v.until)
+}
+
+// stateViewer is viewer for someone who asks for state. The error is M_FORBIDDEN for
+// those who were never joined, too.
+func (a *api) stateViewer(r *request, room matrix.RoomID) (*viewer, error) {
+	v, err := a.viewer(r.Context(), room, r.user)
+	if err == nil && v.outside() {
+		return nil, matrix.Forbidden("You were never in the room")
+	}
+	return v, err
 }
 
 // stateAfter is the state of the room after an event.
@@ -242,13 +286,14 @@ func (a *api) stateAfter(ctx context.Context, pos store.Pos) ([]*store.Event, er
 	return a.stateAt(ctx, snapshot)
 }
 
-// stateAtToken is the state of a room at a place in the stream.
-func (a *api) stateAtToken(ctx context.Context, room matrix.RoomID, token string) ([]*store.Event, error) {
+// stateAtToken is the state of a room at a place in the stream, or if that is too new
+// for the one who asks, at the last place that is not.
+func (a *api) stateAtToken(ctx context.Context, v *viewer, token string) ([]*store.Event, error) {
 	t, err := streams.ParseToken(token)
 	if err != nil {
 		return nil, matrix.InvalidParam("at is not a token of ours")
 	}
-	last, err := a.Store.EventsBefore(ctx, room, 0, t.Pos, 1)
+	last, err := a.Store.EventsBefore(ctx, v.room, 0, v.stateUpTo(t.Pos), 1)
 	if err != nil || len(last) == 0 {
 		return nil, err
 	}
@@ -277,7 +322,7 @@ func (a *api) getRoomStateKey(r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	v, err := a.viewer(r.Context(), room, r.user)
+	v, err := a.stateViewer(r, room)
 	if err != nil {
 		return nil, err
 	}
@@ -309,9 +354,15 @@ func (a *api) getMembers(r *request) (any, error) {
 		return nil, err
 	}
 	q := r.URL.Query()
-	list, err := a.stateFor(r, room)
-	if at := q.Get("at"); at != "" && err == nil {
-		list, err = a.stateAtToken(r.Context(), room, at)
+	v, err := a.stateViewer(r, room)
+	if err != nil {
+		return nil, err
+	}
+	var list []*store.Event
+	if at := q.Get("at"); at != "" {
+		list, err = a.stateAtToken(r.Context(), v, at)
+	} else {
+		list, err = a.stateFor(r, room)
 	}
 	if err != nil {
 		return nil, err

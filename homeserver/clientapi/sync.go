@@ -192,7 +192,11 @@ func (s *syncer) typingFrom() int64 {
 // build makes the response and reports whether there is something in it.
 func (s *syncer) build(ctx context.Context) (something bool, err error) {
 	s.now = s.api.Hub.Now()
-	s.out = &syncResponse{NextBatch: s.now.String(), UnusedFallback: []string{}}
+	s.out = &syncResponse{UnusedFallback: []string{}}
+	if err := s.toDevice(ctx); err != nil {
+		return false, err
+	}
+	s.out.NextBatch = s.now.String()
 	s.met, s.parted = map[matrix.UserID]bool{}, map[matrix.UserID]bool{}
 	rooms := &syncRooms{Join: map[matrix.RoomID]*joinedRoom{}, Invite: map[matrix.RoomID]*strangeRoom{}, Knock: map[matrix.RoomID]*strangeRoom{}, Leave: map[matrix.RoomID]*joinedRoom{}}
 	roomData, err := s.accountData(ctx)
@@ -269,6 +273,11 @@ func (s *syncer) rooms(ctx context.Context, out *syncRooms, data map[matrix.Room
 	}
 	s.joinedRooms = s.joinedRooms[:0]
 	for _, m := range memberships {
+		if m.Pos > s.now.Pos { // it is for the next response
+			if m, err = s.before(ctx, m); err != nil {
+				return err
+			}
+		}
 		if m.Membership == matrix.Join {
 			s.joinedRooms = append(s.joinedRooms, m.Room)
 		}
@@ -280,6 +289,7 @@ func (s *syncer) rooms(ctx context.Context, out *syncRooms, data map[matrix.Room
 			err = s.joined(ctx, out, m, data[m.Room])
 		case matrix.Invite, matrix.Knock:
 			err = s.strange(ctx, out, m)
+		case "":
 		default:
 			if m.Pos <= s.from() || s.since == nil && !s.leave {
 				continue
@@ -402,8 +412,11 @@ func (s *syncer) joined(ctx context.Context, out *syncRooms, m store.Membership,
 	}
 	jr := &joinedRoom{Timeline: timeline{Events: []matrix.Event{}}}
 	if changed {
-		var err error
-		if jr, err = s.stretch(ctx, st); err != nil {
+		v, err := s.api.viewerAs(ctx, m)
+		if err != nil {
+			return err
+		}
+		if jr, err = s.stretch(ctx, st, v); err != nil {
 			return err
 		}
 		if err := s.ephemeral(ctx, st, jr); err != nil {
@@ -435,11 +448,17 @@ func (s *syncer) left(ctx context.Context, out *syncRooms, m store.Membership, d
 		if was != matrix.Join {
 			st.full, st.from = true, 0
 		}
-		if err := s.part(ctx, m.Room); err != nil {
+	}
+	v, err := s.api.viewerAs(ctx, m)
+	if err != nil {
+		return err
+	}
+	if s.since != nil && !v.never {
+		if err := s.part(ctx, v); err != nil {
 			return err
 		}
 	}
-	jr, err := s.stretch(ctx, st)
+	jr, err := s.stretch(ctx, st, v)
 	if err != nil {
 		return err
 	}
@@ -451,13 +470,28 @@ func (s *syncer) left(ctx context.Context, out *syncRooms, m store.Membership, d
 	return nil
 }
 
-// part notes that the user is no longer in a room with its members.
-func (s *syncer) part(ctx context.Context, room matrix.RoomID) error {
-	members, err := s.api.Store.Members(ctx, room, matrix.Join)
-	for _, m := range members {
-		s.parted[m.User] = true
+// part notes that the user is no longer in a room with those who were its members.
+func (s *syncer) part(ctx context.Context, v *viewer) error {
+	state, err := s.api.stateAfter(ctx, v.until)
+	for _, e := range state {
+		if e.Type == matrix.TypeMember && e.Membership() == matrix.Join {
+			s.parted[matrix.UserID(*e.StateKey)] = true
+		}
 	}
 	return err
+}
+
+// before is the user's membership in a room as of the response, where it has changed
+// since.
+func (s *syncer) before(ctx context.Context, m store.Membership) (store.Membership, error) {
+	history, err := s.api.Store.MembershipHistory(ctx, m.Room, s.r.user)
+	was := store.Membership{Room: m.Room, User: s.r.user}
+	for _, h := range history {
+		if h.Pos <= s.now.Pos {
+			was = h
+		}
+	}
+	return was, err
 }
 
 // membershipAt is what the user was in a room at a position.
@@ -476,11 +510,7 @@ func (s *syncer) membershipAt(ctx context.Context, room matrix.RoomID, at store.
 const defaultTimeline = 20
 
 // stretch reads the timeline and its state.
-func (s *syncer) stretch(ctx context.Context, st stretch) (*joinedRoom, error) {
-	v, err := s.api.viewerAs(ctx, st.member)
-	if err != nil {
-		return nil, err
-	}
+func (s *syncer) stretch(ctx context.Context, st stretch, v *viewer) (jr *joinedRoom, err error) {
 	p := page{viewer: v, from: st.to, to: st.from, backward: true, limit: s.filter.Room.Timeline.limit(defaultTimeline, 200), filter: s.filter.Room.Timeline}
 	var events []*store.Event
 	var next store.Pos
@@ -494,7 +524,7 @@ func (s *syncer) stretch(ctx context.Context, st stretch) (*joinedRoom, error) {
 		}
 	}
 	slices.Reverse(events)
-	jr := &joinedRoom{Timeline: timeline{Limited: next > st.from || st.full && s.since != nil}}
+	jr = &joinedRoom{Timeline: timeline{Limited: next > st.from || st.full && s.since != nil}}
 	if len(events) > 0 {
 		jr.Timeline.PrevBatch = streams.Token{Pos: events[0].Pos - 1}.String()
 	} else {
@@ -503,13 +533,13 @@ func (s *syncer) stretch(ctx context.Context, st stretch) (*joinedRoom, error) {
 	if jr.Timeline.Events, err = s.api.timelineEvents(ctx, s.r, v, events, true); err != nil {
 		return nil, err
 	}
-	return jr, s.state(ctx, st, events, jr)
+	return jr, s.state(ctx, st, v, events, jr)
 }
 
 // state fills in the state before the timeline, or after it if the client wants
 // that: all of it, or what has changed since the client last looked.
-func (s *syncer) state(ctx context.Context, st stretch, events []*store.Event, jr *joinedRoom) error {
-	list, members, err := s.stateOf(ctx, st, events)
+func (s *syncer) state(ctx context.Context, st stretch, v *viewer, events []*store.Event, jr *joinedRoom) error {
+	list, members, err := s.stateOf(ctx, st, v, events)
 	if err != nil {
 		return err
 	}
@@ -542,18 +572,10 @@ func (s *syncer) state(ctx context.Context, st stretch, events []*store.Event, j
 
 // stateOf reads the state events, and reports whether the membership of anyone has
 // changed since the client last looked.
-func (s *syncer) stateOf(ctx context.Context, st stretch, events []*store.Event) (list []*store.Event, members bool, err error) {
-	if st.full || s.full {
-		switch {
-		case s.after || len(events) == 0:
-			list, err = s.api.stateAfter(ctx, st.member.Pos)
-			if st.member.Membership == matrix.Join {
-				list, err = s.api.Store.CurrentState(ctx, st.room)
-			}
-		default:
-			list, err = s.api.stateAt(ctx, events[0].Snapshot)
-		}
-		if st.full && s.since != nil {
+func (s *syncer) stateOf(ctx context.Context, st stretch, v *viewer, events []*store.Event) (list []*store.Event, members bool, err error) {
+	if st.full {
+		list, err = s.wholeState(ctx, st, v, events)
+		if s.since != nil && st.member.Membership == matrix.Join {
 			for _, e := range list {
 				if e.Type == matrix.TypeMember && e.Membership() == matrix.Join {
 					s.met[matrix.UserID(*e.StateKey)] = true
@@ -562,25 +584,91 @@ func (s *syncer) stateOf(ctx context.Context, st stretch, events []*store.Event)
 		}
 		return list, true, err
 	}
-	before, after, err := s.api.Store.StateChanges(ctx, st.room, st.from, st.to)
-	if err != nil || len(after) == 0 {
-		return nil, false, err
-	}
-	members, err = s.membersChanged(ctx, before, after)
+	before, after, err := s.changes(ctx, st, v)
 	if err != nil {
 		return nil, false, err
 	}
-	if !s.after {
-		start := st.to
-		if len(events) > 0 {
-			start = events[0].Pos - 1
-		}
-		if _, after, err = s.api.Store.StateChanges(ctx, st.room, st.from, start); err != nil {
+	if members, err = s.membersChanged(ctx, before, after); err != nil {
+		return nil, false, err
+	}
+	switch {
+	case s.full:
+		list, err = s.wholeState(ctx, st, v, events)
+	case s.after || len(events) == 0:
+		list, err = s.api.eventsOf(ctx, after)
+	default:
+		_, early, err := s.api.Store.StateChanges(ctx, st.room, st.from, v.stateUpTo(events[0].Pos-1))
+		if err != nil {
 			return nil, false, err
 		}
+		list, err = s.api.eventsOf(ctx, withUntold(early, after, events))
+		return list, members, err
 	}
-	list, err = s.api.eventsOf(ctx, after)
 	return list, members, err
+}
+
+// changes of state between what the client knows and the end of the stretch, as far as
+// the user may know them.
+func (s *syncer) changes(ctx context.Context, st stretch, v *viewer) (before, after store.StateMap, err error) {
+	end := v.stateUpTo(st.to)
+	before, after, err = s.api.Store.StateChanges(ctx, st.room, st.from, end)
+	if end < st.member.Pos { // left, and banned later
+		after[matrix.StateKey{Type: matrix.TypeMember, Key: string(s.r.user)}] = st.member.Pos
+	}
+	return before, after, err
+}
+
+// withUntold adds to the state before the timeline what has changed since then and is
+// not in the timeline, because the filter or the history visibility keeps it out.
+func withUntold(state, after store.StateMap, events []*store.Event) store.StateMap {
+	told := map[store.Pos]bool{}
+	for _, e := range events {
+		told[e.Pos] = true
+	}
+	for k, pos := range after {
+		if pos >= events[0].Pos && !told[pos] {
+			state[k] = pos
+		}
+	}
+	return state
+}
+
+// wholeState is all of the state before the timeline, or after it if the client wants
+// that or there is no timeline.
+func (s *syncer) wholeState(ctx context.Context, st stretch, v *viewer, events []*store.Event) ([]*store.Event, error) {
+	if v.outside() {
+		own, err := s.api.eventsAt(ctx, []store.Pos{st.member.Pos})
+		if !s.after && len(events) > 0 {
+			own = nil // it is in the timeline
+		}
+		return own, err
+	}
+	snapshot, early := v.until, !s.after && len(events) > 0
+	switch {
+	case early && (v.until == 0 || events[0].Pos <= v.until):
+		snapshot = events[0].Snapshot
+	case v.until == 0:
+		return s.api.Store.CurrentState(ctx, st.room)
+	}
+	complete := v.open && s.filter.Room.Timeline.all() // the timeline leaves nothing out
+	if early && complete {
+		return s.api.stateAt(ctx, snapshot)
+	}
+	state, err := s.api.Store.StateAt(ctx, snapshot)
+	if err != nil {
+		return nil, err
+	}
+	st.from = snapshot
+	_, after, err := s.changes(ctx, st, v)
+	if err != nil {
+		return nil, err
+	}
+	if early {
+		state = withUntold(state, after, events)
+	} else {
+		maps.Copy(state, after)
+	}
+	return s.api.eventsOf(ctx, state)
 }
 
 // membersChanged notes who has come and gone, for the lists of devices.
@@ -762,15 +850,17 @@ func receiptContent(list []store.Receipt, user matrix.UserID) json.RawMessage {
 }
 
 // maxToDevice is how many to-device messages one response has at most.
-const maxToDevice = 5000
+const maxToDevice = 500
 
-// devices fills in to-device messages, keys left, and whose devices have changed.
+// hasDevice reports whether a device asks.
+func (s *syncer) hasDevice() bool {
+	return s.device != "" && (s.r.service == nil || s.r.URL.Query().Get("device_id") != "")
+}
+
+// devices fills in keys left, and whose devices have changed.
 func (s *syncer) devices(ctx context.Context) error {
-	if s.device == "" || s.r.service != nil && s.r.URL.Query().Get("device_id") == "" {
+	if !s.hasDevice() {
 		return nil
-	}
-	if err := s.toDevice(ctx); err != nil {
-		return err
 	}
 	st := s.api.Store
 	var err error
@@ -786,13 +876,18 @@ func (s *syncer) devices(ctx context.Context) error {
 	return s.deviceLists(ctx)
 }
 
+// toDevice fills in to-device messages. If there are more than fit, the response goes
+// only as far as the last that does: the next request acknowledges all before its token.
 func (s *syncer) toDevice(ctx context.Context) error {
-	if !s.ownNews() {
+	if !s.hasDevice() || !s.ownNews() {
 		return nil
 	}
 	messages, err := s.api.Store.ToDevice(ctx, s.r.user, s.device, s.from(), s.now.Pos, maxToDevice)
 	if err != nil || len(messages) == 0 {
 		return err
+	}
+	if len(messages) == maxToDevice {
+		s.now.Pos = messages[maxToDevice-1].Pos
 	}
 	s.out.ToDevice = &dataEvents{}
 	for _, m := range messages {

@@ -2,6 +2,7 @@ package clientapi
 
 import (
 	"context"
+	"slices"
 
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
 	"github.com/gjallar-im/gjallar/homeserver/store"
@@ -21,6 +22,7 @@ type viewer struct {
 	until      store.Pos // of the event by which the user left; 0 while joined
 	never      bool      // the user was never joined
 	open       bool      // all of the history was always for members
+	world      bool      // everybody may read what is said now
 	seen       map[int64]viewAt
 }
 
@@ -54,6 +56,7 @@ func (a *api) viewerAs(ctx context.Context, m store.Membership) (*viewer, error)
 	if err != nil {
 		return nil, err
 	}
+	v.world = now.Value == "world_readable"
 	switch m.Membership {
 	case matrix.Join:
 		v.open = now.Always && (now.Value == "shared" || now.Value == "world_readable")
@@ -61,7 +64,7 @@ func (a *api) viewerAs(ctx context.Context, m store.Membership) (*viewer, error)
 	case matrix.Leave, matrix.Ban:
 		return v, v.left(ctx, pos)
 	}
-	if now.Value != "world_readable" {
+	if !v.world {
 		return nil, matrix.Forbidden("You are not in the room")
 	}
 	return v, nil
@@ -77,6 +80,23 @@ func (v *viewer) left(ctx context.Context, pos store.Pos) error {
 		}
 	}
 	return err
+}
+
+// outside reports whether the user may not see the state of the room at any time:
+// they were never joined, and not everybody may read it.
+func (v *viewer) outside() bool { return v.never && !v.world }
+
+// stateUpTo is the last position, at most pos, whose state the user may see.
+func (v *viewer) stateUpTo(pos store.Pos) store.Pos {
+	if v.until > 0 {
+		return min(pos, v.until)
+	}
+	return pos
+}
+
+// own keeps of a state what is shown to those outside: their own membership.
+func (v *viewer) own(state []*store.Event) []*store.Event {
+	return slices.DeleteFunc(state, func(e *store.Event) bool { return !e.Is(matrix.TypeMember, string(v.user)) })
 }
 
 // sees reports whether the user may see an event.
@@ -176,24 +196,27 @@ func (a *api) timelineEvents(ctx context.Context, r *request, v *viewer, events 
 	if err != nil {
 		return nil, err
 	}
-	return a.printEvents(ctx, r, events, was, inRoom)
+	return a.printEvents(ctx, r, v, events, was, inRoom)
 }
 
 // clientEvents prints state for a user.
 func (a *api) clientEvents(ctx context.Context, r *request, events []*store.Event, inRoom bool) ([]matrix.Event, error) {
-	return a.printEvents(ctx, r, events, nil, inRoom)
+	return a.printEvents(ctx, r, nil, events, nil, inRoom)
 }
 
 // printEvents prints events for a user: with age, the transaction ID for the
 // device that sent them, what state they replaced, and why they were redacted.
-func (a *api) printEvents(ctx context.Context, r *request, events []*store.Event, memberships []string, inRoom bool) ([]matrix.Event, error) {
+//
+// v, if not nil, may know less: those outside not what an event replaced, those who have
+// left not of redactions since.
+func (a *api) printEvents(ctx context.Context, r *request, v *viewer, events []*store.Event, memberships []string, inRoom bool) ([]matrix.Event, error) {
 	out := make([]matrix.Event, 0, len(events))
 	if len(events) == 0 {
 		return out, nil
 	}
 	var states []store.Pos
 	for _, e := range events {
-		if e.IsState() {
+		if e.IsState() && (v == nil || !v.outside()) {
 			states = append(states, e.Pos)
 		}
 	}
@@ -229,7 +252,7 @@ func (a *api) printEvents(ctx context.Context, r *request, events []*store.Event
 			u.PrevContent, u.PrevSender, u.ReplacesState = before.Content, before.Sender, before.ID
 		}
 		if e.RedactedBy != "" {
-			if by, err := a.Store.Event(ctx, e.RedactedBy); err == nil {
+			if by, err := a.Store.Event(ctx, e.RedactedBy); err == nil && (v == nil || v.stateUpTo(by.Pos) == by.Pos) {
 				b := by.ClientEvent()
 				u.RedactedBecause = &b
 			}
