@@ -43,6 +43,7 @@ type Accounts struct {
 
 	mu       sync.RWMutex
 	sessions map[string]store.Session // guarded by mu: of tokens in use, by hash
+	ends     int                      // guarded by mu: counts forget
 	logins   map[string]loginToken    // guarded by mu: by hash
 }
 
@@ -184,6 +185,7 @@ func (a *Accounts) Session(ctx context.Context, token string) (store.Session, er
 	hash := hashToken(token)
 	a.mu.RLock()
 	s, ok := a.sessions[hash]
+	ends := a.ends
 	a.mu.RUnlock()
 	if !ok {
 		var err error
@@ -196,7 +198,9 @@ func (a *Accounts) Session(ctx context.Context, token string) (store.Session, er
 		if len(a.sessions) >= maxSessions {
 			clear(a.sessions)
 		}
-		a.sessions[hash] = s
+		if a.ends == ends { // otherwise it may have ended while it was read
+			a.sessions[hash] = s
+		}
 		a.mu.Unlock()
 	}
 	if s.Expires > 0 && time.Now().UnixMilli() > s.Expires {
@@ -209,6 +213,7 @@ func (a *Accounts) Session(ctx context.Context, token string) (store.Session, er
 func (a *Accounts) forget(user matrix.UserID, device matrix.DeviceID) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.ends++
 	for hash, s := range a.sessions {
 		if s.User == user && (device == "" || s.Device == device) {
 			delete(a.sessions, hash)

@@ -172,7 +172,8 @@ func (a *api) postLogin(r *request) (any, error) {
 // limitLogin slows down those who guess passwords. An application service, which
 // passes on what its users type, answers for itself.
 func (a *api) limitLogin(r *request, name string) error {
-	if err := a.limits.login.allow("account " + strings.ToLower(name)); err != nil {
+	name = strings.ToLower(name[:min(len(name), matrix.MaxIDLength)]) // what is longer is nobody's
+	if err := a.limits.login.allow("account " + name); err != nil {
 		return err
 	}
 	if r.service != nil {
