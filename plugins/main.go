@@ -48,7 +48,7 @@ func Main(b backends.Backend) {
 	// A write to a dead host's pipe is to be an error, not our end: see orphanTime.
 	signal.Ignore(syscall.SIGPIPE)
 	stderr := os.Stderr // go-plugin puts another in its place
-	s := newServer(b, slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: logLevel()})))
+	s := newServer(b, slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: logLevel(), ReplaceAttr: readable})))
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
 	go func() { // ends with the process
@@ -82,6 +82,14 @@ func logLevel() slog.Level {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(os.Getenv(wire.LogLevelVariable))) // info if it says nothing
 	return level
+}
+
+// readable writes durations as a person does, which JSON would make nanoseconds.
+func readable(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().Round(time.Millisecond).String())
+	}
+	return a
 }
 
 func newGRPCServer(opts []grpc.ServerOption) *grpc.Server {

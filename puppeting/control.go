@@ -375,7 +375,10 @@ func (b *Bridge) statusCommand(ctx context.Context, ev *appservice.Event, _ []st
 	slices.Sort(names)
 	for _, name := range names {
 		phase, reason := b.networks[name].state()
-		fmt.Fprintf(&out, "%s: %s %s\n", name, phase, reason)
+		if reason != "" {
+			reason = ", " + reason
+		}
+		fmt.Fprintf(&out, "%s: %s%s\n", name, phase, reason)
 	}
 	rm := b.room(ev.RoomID)
 	if rm == nil {

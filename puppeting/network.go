@@ -183,6 +183,14 @@ func acknowledge(done func(backends.Receipt), r backends.Receipt) {
 	}
 }
 
+// phase is for the log.
+func phase(p backends.NetworkPhase, reason string) []any {
+	if reason == "" {
+		return []any{"phase", p}
+	}
+	return []any{"phase", p, "reason", reason}
+}
+
 func (n *network) setState(s *backends.NetworkState) {
 	n.mu.Lock()
 	n.phase, n.reason = s.Phase, s.Reason
@@ -194,7 +202,7 @@ func (n *network) setState(s *backends.NetworkState) {
 	}
 	open := n.nw != nil
 	n.mu.Unlock()
-	n.log.Info("network", "phase", s.Phase, "reason", s.Reason)
+	n.log.Info("network changed", phase(s.Phase, s.Reason)...)
 	switch {
 	case s.Phase == backends.Ready && open:
 		n.b.crew.Go(n.joinAll)
@@ -271,7 +279,7 @@ func (n *network) accountState(ctx context.Context, s *backends.AccountState) {
 	n.mu.Lock()
 	n.accounts[s.Account] = s
 	n.mu.Unlock()
-	n.log.Info("account", "user_id", string(s.Account), "phase", s.Phase, "reason", s.Reason)
+	n.log.Info("account changed", append(phase(s.Phase, s.Reason), "user_id", string(s.Account))...)
 	if s.Phase != backends.Failed {
 		return
 	}

@@ -231,7 +231,7 @@ func (c *config) connect(ctx context.Context, dial dialFunc, bot bool) (net.Conn
 	conn := tls.Client(raw, t)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
-		return nil, fmt.Errorf("TLS: %w", err)
+		return nil, fmt.Errorf("TLS (is the port one for TLS? otherwise tls: false): %w", err)
 	}
 	return conn, nil
 }

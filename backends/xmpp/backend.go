@@ -31,7 +31,7 @@ var schema = json.RawMessage(`{
   "required": ["server", "domain", "secret"],
   "additionalProperties": false,
   "properties": {
-    "server": {"type": "string", "title": "Where the XMPP server listens for components, host:port", "examples": ["127.0.0.1:5347"]},
+    "server": {"type": "string", "pattern": "^.+:[0-9]+$", "title": "Where the XMPP server listens for components, host:port", "examples": ["127.0.0.1:5347"]},
     "domain": {"type": "string", "title": "The component's address at that server", "examples": ["matrix.example.org"]},
     "secret": {"type": "string", "minLength": 1, "x-secret": true, "title": "The component's secret at that server"},
     "muc_nick": {"type": "string", "minLength": 1, "default": "gjallar", "title": "Nick of the bridge's bot in MUCs"},
