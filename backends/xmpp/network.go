@@ -84,9 +84,9 @@ func open(ctx context.Context, c *Config, domain jid.JID, host backends.Host, di
 		n.cancel()
 		return nil, err
 	}
+	n.state(backends.Connecting, "") // before what may be ready at once
 	n.wg.Go(func() { n.comp.Run(n.ctx) })
 	n.wg.Go(n.sweep)
-	n.state(backends.Connecting, "")
 	return n, nil
 }
 
