@@ -21,7 +21,9 @@ func TestRestrictedRooms(t *testing.T) {
 		t.Run(tt.rule+" in "+tt.version, func(t *testing.T) {
 			room := alice.CreateRoom(map[string]any{"room_version": tt.version, "initial_state": []map[string]any{
 				{"type": matrix.TypeJoinRules, "content": map[string]any{"join_rule": tt.rule, "allow": []map[string]any{{"type": "m.room_membership", "room_id": club}}}}}})
-			state := func(u *hstest.User) string { return hstest.Path(room) + "/state/m.room.member/" + url.PathEscape(string(u.ID)) }
+			state := func(u *hstest.User) string {
+				return hstest.Path(room) + "/state/m.room.member/" + url.PathEscape(string(u.ID))
+			}
 			forged := map[string]any{"membership": "join", "join_authorised_via_users_server": alice.ID, "x": 1}
 			eve.Fails(403, "M_FORBIDDEN", "POST", hstest.Path(room)+"/join", forged)
 			eve.Fails(403, "M_FORBIDDEN", "PUT", state(eve), forged)

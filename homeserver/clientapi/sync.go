@@ -524,7 +524,12 @@ func (s *syncer) stretch(ctx context.Context, st stretch, v *viewer) (jr *joined
 		}
 	}
 	slices.Reverse(events)
-	jr = &joinedRoom{Timeline: timeline{Limited: next > st.from || st.full && s.since != nil}}
+	kept, err := s.withoutStale(ctx, st, v, events)
+	if err != nil {
+		return nil, err
+	}
+	jr = &joinedRoom{Timeline: timeline{Limited: next > st.from || st.full && s.since != nil || len(kept) < len(events)}}
+	events = kept
 	if len(events) > 0 {
 		jr.Timeline.PrevBatch = streams.Token{Pos: events[0].Pos - 1}.String()
 	} else {
@@ -574,14 +579,10 @@ func (s *syncer) state(ctx context.Context, st stretch, v *viewer, events []*sto
 // changed since the client last looked.
 func (s *syncer) stateOf(ctx context.Context, st stretch, v *viewer, events []*store.Event) (list []*store.Event, members bool, err error) {
 	if st.full {
-		list, err = s.wholeState(ctx, st, v, events)
-		if s.since != nil && st.member.Membership == matrix.Join {
-			for _, e := range list {
-				if e.Type == matrix.TypeMember && e.Membership() == matrix.Join {
-					s.met[matrix.UserID(*e.StateKey)] = true
-				}
-			}
+		if err := s.meet(ctx, st.member); err != nil {
+			return nil, false, err
 		}
+		list, err = s.wholeState(ctx, st, v, events)
 		return list, true, err
 	}
 	before, after, err := s.changes(ctx, st, v)
@@ -607,6 +608,18 @@ func (s *syncer) stateOf(ctx context.Context, st stretch, v *viewer, events []*s
 	return list, members, err
 }
 
+// meet notes whom the user meets in a room that is new to the client.
+func (s *syncer) meet(ctx context.Context, m store.Membership) error {
+	if s.since == nil || m.Membership != matrix.Join {
+		return nil
+	}
+	members, err := s.api.Store.Members(ctx, m.Room, matrix.Join)
+	for _, other := range members {
+		s.met[other.User] = true
+	}
+	return err
+}
+
 // changes of state between what the client knows and the end of the stretch, as far as
 // the user may know them.
 func (s *syncer) changes(ctx context.Context, st stretch, v *viewer) (before, after store.StateMap, err error) {
@@ -616,6 +629,31 @@ func (s *syncer) changes(ctx context.Context, st stretch, v *viewer) (before, af
 		after[matrix.StateKey{Type: matrix.TypeMember, Key: string(s.r.user)}] = st.member.Pos
 	}
 	return before, after, err
+}
+
+// withoutStale cuts off the beginning of a timeline that would have the client take for
+// current a state event that has been replaced, by one that is kept out of the timeline:
+// what is before the timeline cannot say so.
+func (s *syncer) withoutStale(ctx context.Context, st stretch, v *viewer, events []*store.Event) ([]*store.Event, error) {
+	if s.after || v.open && s.filter.Room.Timeline.all() || !slices.ContainsFunc(events, func(e *store.Event) bool { return e.IsState() }) {
+		return events, nil
+	}
+	st.from = events[0].Pos - 1
+	_, after, err := s.changes(ctx, st, v)
+	if err != nil {
+		return nil, err
+	}
+	told := map[store.Pos]bool{}
+	for _, e := range events {
+		told[e.Pos] = true
+	}
+	stale := 0
+	for i, e := range events {
+		if e.IsState() && after[e.Key()] > e.Pos && !told[after[e.Key()]] {
+			stale = i + 1
+		}
+	}
+	return events[stale:], nil
 }
 
 // withUntold adds to the state before the timeline what has changed since then and is

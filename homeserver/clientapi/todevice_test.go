@@ -2,6 +2,7 @@ package clientapi_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/gjallar-im/gjallar/homeserver/hstest"
@@ -54,4 +55,82 @@ func TestToDeviceMessagesThatAreRefused(t *testing.T) {
 	alice.Fails(400, "M_BAD_JSON", "PUT", v3+"/sendToDevice/m.test/1", map[string]any{"messages": map[matrix.UserID]any{alice.ID: map[string]any{"*": "text"}}})
 	alice.Fails(400, "M_BAD_JSON", "PUT", v3+"/sendToDevice/m.test/1", map[string]any{"messages": map[matrix.UserID]any{alice.ID: map[string]any{"*": nil}}})
 	alice.Fails(400, "M_BAD_JSON", "PUT", v3+"/sendToDevice/m.test/1", map[string]any{"messages": []string{}})
+}
+
+func TestMoreToDeviceMessagesThanFitAreNotLost(t *testing.T) {
+	s := hstest.Start(t)
+	alice, bob := s.Register("alice"), s.Register("bob")
+	since := bob.Sync("").Str("next_batch")
+	const many = 2*500 + 7
+	room := alice.CreateRoom(map[string]any{"invite": []string{string(bob.ID)}})
+	bob.Join(string(room))
+	for i := range many {
+		alice.OK("PUT", fmt.Sprintf("/_matrix/client/v3/sendToDevice/x/%d", i), map[string]any{"messages": map[string]any{string(bob.ID): map[string]any{"*": map[string]any{"n": i}}}})
+	}
+	alice.Say(room, "hello")
+	next := 0
+	var said []string
+	for next < many || len(said) == 0 {
+		out := bob.Sync("since=" + since)
+		since = out.Str("next_batch")
+		list := out.List("to_device", "events")
+		for _, e := range list {
+			if n, _ := e.At("content", "n").(float64); int(n) != next {
+				t.Fatalf("message %v comes when %d is due", n, next)
+			}
+			next++
+		}
+		said = append(said, out.Bodies(room)...)
+		if len(list) == 0 && len(out.Bodies(room)) == 0 {
+			t.Fatalf("%d of %d messages came, and %q", next, many, said)
+		}
+	}
+	if again := bob.Sync("since=" + since); len(again.List("to_device", "events")) > 0 || len(said) != 1 {
+		t.Errorf("after all came %v; in the room %q", again, said)
+	}
+}
+
+// TestWhoseDevicesAreFollowed is about device_lists of /sync.
+func TestWhoseDevicesAreFollowed(t *testing.T) {
+	s := hstest.Start(t)
+	alice, bob, carol := s.Register("alice"), s.Register("bob"), s.Register("carol")
+	room := alice.CreateRoom(map[string]any{"invite": []matrix.UserID{bob.ID, carol.ID}})
+	since := map[*hstest.User]string{}
+	for _, u := range []*hstest.User{alice, bob, carol} {
+		since[u] = u.Sync("").Str("next_batch")
+	}
+	do := func(u *hstest.User, what string) func() {
+		return func() { u.OK("POST", hstest.Path(room)+"/"+what, nil) }
+	}
+	none := []matrix.UserID{}
+	steps := []struct {
+		name          string
+		do            func()
+		u             *hstest.User
+		query         string
+		changed, left []matrix.UserID
+	}{
+		{"one joins", do(bob, "join"), bob, "", []matrix.UserID{alice.ID}, none},
+		{"and is met", func() {}, alice, "full_state=true", []matrix.UserID{bob.ID}, none},
+		{"one who declines learns nobody's name", do(carol, "leave"), carol, "", none, none},
+		{"one leaves", do(bob, "leave"), alice, "full_state=true", none, []matrix.UserID{bob.ID}},
+		{"and forgets whom they left", do(alice, "leave"), bob, "", none, []matrix.UserID{alice.ID}},
+	}
+	for _, st := range steps {
+		t.Run(st.name, func(t *testing.T) {
+			st.do()
+			out := st.u.Sync(st.query + "&since=" + since[st.u])
+			since[st.u] = out.Str("next_batch")
+			for key, want := range map[string][]matrix.UserID{"changed": st.changed, "left": st.left} {
+				got := none
+				list, _ := out.At("device_lists", key).([]any)
+				for _, u := range list {
+					got = append(got, matrix.UserID(u.(string)))
+				}
+				if !slices.Equal(got, want) {
+					t.Errorf("%s is %v, want %v", key, got, want)
+				}
+			}
+		})
+	}
 }
