@@ -45,6 +45,7 @@ type Options struct {
 	Quiet     time.Duration     // how long quiet membership changes are collected; 0: 2 s
 	Fetch     http.RoundTripper // fetches files of networks; nil: public addresses only
 	Log       *slog.Logger      // nil: nothing is logged
+	Opened    func()            // called when every network has taken its configuration; nil: nothing is
 }
 
 // NetworkOptions describe one network.
@@ -147,6 +148,9 @@ func (b *Bridge) Run(ctx context.Context) error {
 	wg.Go(func() { b.crew.run(crewCtx) })
 	err := b.open(ctx)
 	if err == nil {
+		if b.o.Opened != nil && ctx.Err() == nil {
+			b.o.Opened()
+		}
 		b.crew.Go(b.resume)
 		b.crew.Go(b.sweep)
 		<-ctx.Done()

@@ -47,6 +47,9 @@ func runBridge(ctx context.Context, t *terminal, args []string) error {
 	}
 	r, err := newRuntime(ctx, c, runtimeOptions{
 		db: db, registration: reg, homeserver: c.Bridge.Homeserver, publicURL: publicURL(c, web), log: newLogger(t.err, c),
+		opened: func() {
+			fmt.Fprintf(t.out, "The bridge of %s is ready at http://%s, for the homeserver at %s.\n", c.ServerName, web.Addr(), c.Bridge.Homeserver)
+		},
 	})
 	if err != nil {
 		web.Close()
@@ -56,7 +59,6 @@ func runBridge(ctx context.Context, t *terminal, args []string) error {
 	parts, running := errgroup.WithContext(ctx)
 	parts.Go(func() error { return serveHTTP(running, web, r.Handler()) })
 	parts.Go(func() error { return r.Run(running) })
-	fmt.Fprintf(t.out, "The bridge of %s is ready at http://%s, for the homeserver at %s.\n", c.ServerName, web.Addr(), c.Bridge.Homeserver)
 	err = parts.Wait()
 	if stopped(err) {
 		err = nil
@@ -106,6 +108,6 @@ func register(_ context.Context, t *terminal, args []string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(t.out, "Wrote %s. Give it to the homeserver (Synapse: app_service_config_files), restart that, and run: gjallar bridge\n", c.Bridge.Registration)
+	fmt.Fprintf(t.out, "Wrote %s. Give it to the homeserver (Synapse: app_service_config_files), restart that, and run: gjallar bridge%s\n", c.Bridge.Registration, withConfig(c))
 	return nil
 }

@@ -66,7 +66,7 @@ func checkOptions(c *config.Config, name string, b backends.Backend, options []b
 		switch e := leaf.ErrorKind.(type) {
 		case *kind.AdditionalProperties:
 			for _, name := range e.Properties {
-				m = append(m, c.Mistake(k+"."+name, "unknown key; gjallar config -protocol lists those of a protocol"))
+				m = append(m, c.Mistake(k+"."+name, "unknown key"))
 			}
 		case *kind.Pattern:
 			m = append(m, c.Mistake(k, "%q does not have the form %s", e.Got, describe(e.Want)))

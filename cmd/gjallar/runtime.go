@@ -37,6 +37,7 @@ type runtimeOptions struct {
 	transport    http.RoundTripper // nil is the network
 	publicURL    string            // of links to files
 	log          *slog.Logger
+	opened       func() // called when the networks have taken their configuration
 }
 
 // networkNames of the configuration, the IRC listener's included.
@@ -70,11 +71,14 @@ func newRuntime(ctx context.Context, c *config.Config, o runtimeOptions) (_ *run
 			return nil, fmt.Errorf("network %s: %w", name, err)
 		}
 		r.plugins = append(r.plugins, p)
+		if m := checkOptions(c, name, p, n.Options); n.Plugin != "" && len(m) > 0 {
+			return nil, m
+		}
 		networks = append(networks, puppeting.NetworkOptions{Name: name, Backend: p, Config: n.Options})
 	}
 	r.Bridge, err = puppeting.New(ctx, puppeting.Options{
 		DB: o.db, Client: r.client, HSToken: o.registration.HSToken, ServerName: c.ServerName, PublicURL: o.publicURL, Networks: networks,
-		LinkTTL: c.Media.LinkLifetime, MaxMedia: c.Media.MaxUpload, Fetch: fetcher(c), Log: o.log.With("part", "bridge"),
+		LinkTTL: c.Media.LinkLifetime, MaxMedia: c.Media.MaxUpload, Fetch: fetcher(c), Log: o.log.With("part", "bridge"), Opened: o.opened,
 	})
 	return r, err
 }

@@ -88,7 +88,7 @@ func serveAll(ctx context.Context, t *terminal, c *config.Config, d *dataDir, db
 	}
 	bridge := func(ctx context.Context) error { <-ctx.Done(); return nil }
 	if !runsElsewhere(services) {
-		r, err := newInsideRuntime(ctx, c, db, hs, web, log)
+		r, err := newInsideRuntime(ctx, c, db, hs, web, log, func() { greet(t.out, c, web, true) })
 		if err != nil {
 			return err
 		}
@@ -98,7 +98,6 @@ func serveAll(ctx context.Context, t *terminal, c *config.Config, d *dataDir, db
 			if err := makeFirstRoom(ctx, c, r.client); err != nil {
 				return err
 			}
-			greet(t.out, c, web, true)
 			return r.Run(ctx)
 		}
 	} else {
@@ -124,13 +123,13 @@ func serveAll(ctx context.Context, t *terminal, c *config.Config, d *dataDir, db
 }
 
 // newInsideRuntime is the runtime that speaks with the homeserver through memory.
-func newInsideRuntime(ctx context.Context, c *config.Config, db *sqldb.DB, hs *homeserver.Server, web net.Listener, log *slog.Logger) (*runtime, error) {
+func newInsideRuntime(ctx context.Context, c *config.Config, db *sqldb.DB, hs *homeserver.Server, web net.Listener, log *slog.Logger, opened func()) (*runtime, error) {
 	reg := puppeting.NewRegistration(networkNames(c), c.ServerName, insideBridge, true)
 	if err := hs.AddService(ctx, *reg); err != nil {
 		return nil, fmt.Errorf("register the bridge: %w", err)
 	}
 	return newRuntime(ctx, c, runtimeOptions{
-		db: db, registration: reg, homeserver: insideHomeserver, transport: &handlerTransport{hs.Handler()}, publicURL: publicURL(c, web), log: log,
+		db: db, registration: reg, homeserver: insideHomeserver, transport: &handlerTransport{hs.Handler()}, publicURL: publicURL(c, web), log: log, opened: opened,
 	})
 }
 
@@ -244,15 +243,20 @@ func makeFirstRoom(ctx context.Context, c *config.Config, client *appservice.Cli
 	return nil
 }
 
+// withConfig is the flag of other commands for the same configuration.
+func withConfig(c *config.Config) string {
+	if c.File() == "" {
+		return ""
+	}
+	return " -config " + c.File()
+}
+
 // greet tells where clients connect and, if there is a room to join, the first thing
 // to type.
 func greet(w io.Writer, c *config.Config, web net.Listener, lobby bool) {
 	fmt.Fprintf(w, "Gjallar is ready: the homeserver of %s.\n", c.ServerName)
 	fmt.Fprintf(w, "  Matrix clients connect to %s", publicURL(c, web))
-	addUser := "gjallar user add NAME"
-	if file := c.File(); file != "" {
-		addUser += " -config " + file
-	}
+	addUser := "gjallar user add NAME" + withConfig(c)
 	switch registrationMode(c) {
 	case "open":
 		fmt.Fprintf(w, " (register there, or: %s)\n", addUser)

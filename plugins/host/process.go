@@ -82,7 +82,7 @@ func start(ctx context.Context, o *Options, log *slog.Logger) (*process, error) 
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
-		return nil, fmt.Errorf("start plugin %s: %w", o.Name, err)
+		return nil, fmt.Errorf("start plugin %s: %s does not answer as a plugin does: %w", o.Name, o.Command[0], err)
 	}
 	p.broker, p.rpc = raw.broker, wire.NewBackendClient(raw.conn)
 	return p, nil
