@@ -335,6 +335,9 @@ func (b *Bridge) unlinkCommand(ctx context.Context, ev *appservice.Event, args [
 		}
 		done++
 	}
+	if done == 1 {
+		return "Done: 1 connection removed.", nil
+	}
 	return fmt.Sprintf("Done: %d connections removed.", done), nil
 }
 

@@ -254,6 +254,26 @@ func TestEachKindFromRemote(t *testing.T) {
 	})
 }
 
+func TestARemovalIsToldWithoutWhatWasRemoved(t *testing.T) {
+	tests := []struct {
+		name string
+		can  bool
+		in   backends.Removal
+		want backends.Body
+	}{
+		{"natively", true, backends.Removal{Target: "m1", Reason: "typo"}, &backends.Removal{Target: "m1", Reason: "typo"}},
+		{"as an emote", false, backends.Removal{Target: "m1"}, &backends.Message{Kind: backends.Emote, Text: richtext.Plain("removed a message")}},
+		{"with its reason", false, backends.Removal{Target: "m1", Reason: "typo"}, &backends.Message{Kind: backends.Emote, Text: richtext.Plain("removed a message: typo")}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := degrade(&tt.in, backends.Capabilities{Removals: tt.can}); !reflect.DeepEqual(got, tt.want) {
+				t.Errorf("%s, want %s", show(got), show(tt.want))
+			}
+		})
+	}
+}
+
 func TestAFallbackPutsTheMarkIntoTheFirstParagraph(t *testing.T) {
 	m := prefixed("* ", &backends.Message{Text: richtext.Doc{{Kind: richtext.Paragraph, Children: richtext.Plain("a")}, {Kind: richtext.Paragraph, Children: richtext.Plain("b")}}})
 	if got := m.Text.Plain(); got != "* a\nb" {

@@ -14,7 +14,8 @@ import (
 //	file             a link after the text
 //	edit             "* " and the new text
 //	reaction         an emote; its removal is not told
-//	removal, typing, read, topic, name, kick   not told
+//	removal          an emote, which does not repeat what is removed
+//	typing, read, topic, name, kick   not told
 func (p *portal) fallback(body backends.Body) backends.Body {
 	return degrade(body, p.net.capabilities())
 }
@@ -37,7 +38,7 @@ func degrade(body backends.Body, c backends.Capabilities) backends.Body {
 			return nil
 		}
 	case *backends.Removal:
-		return only(c.Removals, body)
+		return degradeRemoval(b, c)
 	case *backends.Typing:
 		return only(c.Typing, body)
 	case *backends.Read:
@@ -120,6 +121,17 @@ func degradeReaction(r *backends.Reaction, c backends.Capabilities) backends.Bod
 	text := "reacted with " + r.Key
 	if r.Quote != nil && r.Quote.Text != "" {
 		text += " to “" + r.Quote.Text + "”"
+	}
+	return &backends.Message{Kind: backends.Emote, Text: richtext.Plain(text)}
+}
+
+func degradeRemoval(r *backends.Removal, c backends.Capabilities) backends.Body {
+	if c.Removals && r.Target != "" {
+		return r
+	}
+	text := "removed a message"
+	if r.Reason != "" {
+		text += ": " + r.Reason
 	}
 	return &backends.Message{Kind: backends.Emote, Text: richtext.Plain(text)}
 }

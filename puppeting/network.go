@@ -202,7 +202,11 @@ func (n *network) setState(s *backends.NetworkState) {
 	}
 	open := n.nw != nil
 	n.mu.Unlock()
-	n.log.Info("network changed", phase(s.Phase, s.Reason)...)
+	level := slog.LevelInfo
+	if s.Phase == backends.Connecting {
+		level = slog.LevelDebug // what comes of it follows
+	}
+	n.log.Log(context.Background(), level, "network changed", phase(s.Phase, s.Reason)...)
 	switch {
 	case s.Phase == backends.Ready && open:
 		n.b.crew.Go(n.joinAll)

@@ -77,7 +77,7 @@ func testCommands(t *testing.T, newWorld func(...*fakeNet) *world) {
 	irc.says(t, "#go", "bob", "hello")
 	w.hasMembers(alice, room, "@alice:test", "@eve:test", "@gjallar:test", "@irc_bob:test")
 	w.answers(eve, room, "!gjallar unlink", "You need power level 50")
-	w.answers(alice, room, "!gjallar unlink irc #go", "Done: 1 connections removed.")
+	w.answers(alice, room, "!gjallar unlink irc #go", "Done: 1 connection removed.")
 	w.hasMembers(alice, room, "@alice:test", "@eve:test", "@gjallar:test")
 	if r := irc.tell(t, message("#go", "bob", "anyone?", "x")); r.Err == nil || r.Err.Code != backends.RefusedNotFound {
 		t.Errorf("a message to no room: %+v", r)
