@@ -166,6 +166,9 @@ func Parse(file string, text []byte, environ []string, overrides ...Override) (*
 // File is the name of the loaded file, "" if there is none.
 func (c *Config) File() string { return c.file }
 
+// Overridden reports whether a flag or an environment variable has set the key.
+func (c *Config) Overridden(key string) bool { return c.sources[key] != "" }
+
 // Mistake makes one about a key of the loaded file, for checks that others make.
 func (c *Config) Mistake(key, format string, args ...any) *Mistake {
 	m := &Mistake{Key: key, Text: fmt.Sprintf(format, args...)}

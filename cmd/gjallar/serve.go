@@ -8,8 +8,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -206,10 +208,16 @@ func isLoopback(addr string) bool {
 	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
 }
 
-// publicURL is how the outside reaches the server.
+// publicURL is how the outside reaches the server. An address that stands for all
+// of the machine's leads nowhere, so that the server's name takes its place.
 func publicURL(c *config.Config, web net.Listener) string {
 	if c.PublicURL != "" {
 		return strings.TrimSuffix(c.PublicURL, "/")
+	}
+	a, ok := web.Addr().(*net.TCPAddr)
+	if ok && a.IP.IsUnspecified() {
+		name := (&url.URL{Host: c.ServerName}).Hostname()
+		return "http://" + net.JoinHostPort(name, strconv.Itoa(a.Port))
 	}
 	return "http://" + web.Addr().String()
 }
@@ -243,12 +251,18 @@ func makeFirstRoom(ctx context.Context, c *config.Config, client *appservice.Cli
 	return nil
 }
 
-// withConfig is the flag of other commands for the same configuration.
+// withConfig are the flags of other commands for the same server.
 func withConfig(c *config.Config) string {
-	if c.File() == "" {
-		return ""
+	var out strings.Builder
+	if c.File() != "" {
+		out.WriteString(" -config " + c.File())
 	}
-	return " -config " + c.File()
+	for _, f := range []struct{ name, key, value string }{{"data", "data", c.Data}, {"server-name", "server_name", c.ServerName}} {
+		if c.Overridden(f.key) {
+			out.WriteString(" -" + f.name + " " + f.value)
+		}
+	}
+	return out.String()
 }
 
 // greet tells where clients connect and, if there is a room to join, the first thing
@@ -260,6 +274,8 @@ func greet(w io.Writer, c *config.Config, web net.Listener, lobby bool) {
 	switch registrationMode(c) {
 	case "open":
 		fmt.Fprintf(w, " (register there, or: %s)\n", addUser)
+	case "token":
+		fmt.Fprintf(w, " (register there with the token, or: %s)\n", addUser)
 	default:
 		fmt.Fprintf(w, " (make an account: %s)\n", addUser)
 	}
