@@ -32,7 +32,9 @@ func (r *request) setMembership(room matrix.RoomID, target matrix.UserID, member
 		}
 	}
 	key := string(target)
-	_, err = r.send(room, matrix.TypeMember, &key, content, rooms.SendOptions{})
+	if _, err = r.send(room, matrix.TypeMember, &key, content, rooms.SendOptions{}); err == nil && membership != matrix.Join {
+		r.api.Typing.Set(room, target, 0)
+	}
 	return err
 }
 

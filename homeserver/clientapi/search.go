@@ -107,7 +107,7 @@ func (a *api) searcher(r *request, q *searchQuery) (*searcher, error) {
 	if err := q.Filter.check(); err != nil {
 		return nil, err
 	}
-	s.limit = q.Filter.limit(10, maxSearchLimit)
+	s.limit = max(1, q.Filter.limit(10, maxSearchLimit)) // with none the next batch would be the same
 	s.words = s.words[:min(len(s.words), maxSearchWords)]
 	if len(s.keys) == 0 {
 		s.keys = []string{"content.body", "content.name", "content.topic"}

@@ -119,6 +119,19 @@ func TestWhoseDevicesAreFollowed(t *testing.T) {
 	for _, st := range steps {
 		t.Run(st.name, func(t *testing.T) {
 			st.do()
+			for _, key := range []string{"changed", "left"} {
+				list, _ := st.u.OK("GET", "/_matrix/client/v3/keys/changes?from="+since[st.u], nil).At(key).([]any)
+				want := map[string][]matrix.UserID{"changed": st.changed, "left": st.left}[key]
+				list = slices.DeleteFunc(list, func(u any) bool { return u == string(carol.ID) }) // who is in the room for nobody
+				for _, u := range list {
+					if !slices.Contains(want, matrix.UserID(u.(string))) {
+						t.Errorf("/keys/changes has %v in %s, want %v", u, key, want)
+					}
+				}
+				if len(list) < len(want) {
+					t.Errorf("/keys/changes has %v in %s, want %v", list, key, want)
+				}
+			}
 			out := st.u.Sync(st.query + "&since=" + since[st.u])
 			since[st.u] = out.Str("next_batch")
 			for key, want := range map[string][]matrix.UserID{"changed": st.changed, "left": st.left} {

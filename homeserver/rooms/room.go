@@ -112,7 +112,7 @@ func (rm *room) load() error {
 func (rm *room) send(ev matrix.NewEvent, o SendOptions, redacts *store.Event) (*pending, error) {
 	key := txnKey{ev.Sender, o.Device, o.txnKey()}
 	if o.TxnID != "" {
-		if p := rm.txns[key]; p != nil && !p.failed() {
+		if p := rm.txns[key]; p != nil && !p.failed() && (!p.committed.Load() || rm.noted(key)) {
 			return p, nil
 		}
 	}
@@ -130,6 +130,13 @@ func (rm *room) send(ev matrix.NewEvent, o SendOptions, redacts *store.Event) (*
 		rm.txns[key] = p
 	}
 	return p, nil
+}
+
+// noted reports whether the database knows of a transaction still: those of a device
+// that has logged out are gone.
+func (rm *room) noted(k txnKey) bool {
+	id, err := rm.rooms.store.Txn(rm.rooms.ctx, k.user, k.device, k.id)
+	return err != nil || id != ""
 }
 
 // add makes an event that was checked the room's newest and has it written.

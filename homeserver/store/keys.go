@@ -66,7 +66,7 @@ func (s *Store) deviceGone(tx *sqldb.Tx, user matrix.UserID, id matrix.DeviceID)
 	if err := tx.QueryRow(`SELECT count(*) FROM device_key WHERE user_id = $1 AND device_id = $2`, user, id).Scan(&known); err != nil {
 		return err
 	}
-	for _, table := range []string{"device_key", "one_time_key", "fallback_key", "to_device", "pusher"} {
+	for _, table := range []string{"device_key", "one_time_key", "fallback_key", "to_device", "pusher", "transaction_id"} {
 		if _, err := tx.Exec(`DELETE FROM `+table+` WHERE user_id = $1 AND device_id = $2`, user, id); err != nil {
 			return fmt.Errorf("remove device %s of %s: %w", id, user, err)
 		}
@@ -307,18 +307,52 @@ func (s *Store) DropKeySignatures(tx *sqldb.Tx, user matrix.UserID, keyID, publi
 
 // MembersMoved returns the other users whose membership, or profile, changed with
 // from < pos ≤ to in a room that a user is in; and all that are in a room where
-// that of the user did.
+// that of the user did. Of a room that the user has left, it is those who were in it
+// by then; of one they were never in, nobody.
 func (s *Store) MembersMoved(ctx context.Context, user matrix.UserID, from, to Pos) (out []matrix.UserID, err error) {
-	err = s.Each(ctx, func(scan func(...any) error) error {
-		var u matrix.UserID
-		err := scan(&u)
-		out = append(out, u)
-		return err
-	}, `WITH mine AS (SELECT room_id, event_pos FROM current_state
-			WHERE type = 'm.room.member' AND state_key = $1 AND (membership = 'join' OR event_pos > $2))
+	left, err := s.memberships(ctx, `SELECT room_id, state_key, membership, event_pos FROM current_state
+		WHERE type = 'm.room.member' AND state_key = $1 AND membership <> 'join' AND event_pos > $2`, user, from)
+	if err != nil {
+		return nil, err
+	}
+	users := func(query string, args ...any) error {
+		return s.Each(ctx, func(scan func(...any) error) error {
+			var u matrix.UserID
+			err := scan(&u)
+			out = append(out, u)
+			return err
+		}, query, args...)
+	}
+	for _, m := range left {
+		until, err := s.leftAt(ctx, m)
+		if err != nil {
+			return nil, err
+		}
+		if until <= from {
+			continue
+		}
+		err = users(`SELECT DISTINCT state_key FROM state_change WHERE room_id = $1 AND type = 'm.room.member' AND pos <= $2 AND state_key <> $3`, m.Room, until, user)
+		if err != nil {
+			return nil, err
+		}
+	}
+	err = users(`WITH mine AS (SELECT room_id, event_pos FROM current_state WHERE type = 'm.room.member' AND state_key = $1 AND membership = 'join')
 		SELECT c.state_key FROM state_change c JOIN mine ON mine.room_id = c.room_id
 			WHERE c.type = 'm.room.member' AND c.pos > $2 AND c.pos <= $3 AND c.state_key <> $1
 		UNION SELECT o.state_key FROM current_state o JOIN mine ON mine.room_id = o.room_id AND mine.event_pos > $2
 			WHERE o.type = 'm.room.member' AND o.membership = 'join' AND o.state_key <> $1`, user, from, to)
-	return out, err
+	slices.Sort(out)
+	return slices.Compact(out), err
+}
+
+// leftAt is the number of the event by which a user left a room that they are not in,
+// 0 if they never were.
+func (s *Store) leftAt(ctx context.Context, m Membership) (until Pos, err error) {
+	history, err := s.MembershipHistory(ctx, m.Room, m.User)
+	for i, h := range history {
+		if h.Membership == matrix.Join && i+1 < len(history) {
+			until = history[i+1].Pos
+		}
+	}
+	return until, err
 }
