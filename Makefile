@@ -1,5 +1,5 @@
-# What the tests need besides Go; Debian's names.
-PEERS = ngircd inspircd prosody ejabberd postgresql irssi ii python3-slixmpp procps
+# What the tests need besides Go; Debian's names. The race detector needs the C compiler.
+PEERS = gcc libc6-dev ngircd inspircd prosody ejabberd postgresql irssi ii python3-slixmpp procps
 
 .PHONY: build test peers check fuzz bench
 
