@@ -118,6 +118,9 @@ func (m *muc) join(ctx context.Context, resume *backends.Mark) (*backends.ChatIn
 		err = refusalOf(err)
 		m.mu.Lock()
 		m.refused, _ = errors.AsType[*backends.Refusal](err)
+		if m.refused != nil && m.refused.Code == backends.RefusedNotFound {
+			m.refused.Message = fmt.Sprintf("there is no room %s (%s)", m.addr, m.refused.Message)
+		}
 		m.reset()
 		m.mu.Unlock()
 		return nil, fmt.Errorf("join %s: %w", m.addr, err)
