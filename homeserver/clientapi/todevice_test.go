@@ -91,8 +91,9 @@ func TestMoreToDeviceMessagesThanFitAreNotLost(t *testing.T) {
 }
 
 // TestWhoseDevicesAreFollowed is about device_lists of /sync.
-func TestWhoseDevicesAreFollowed(t *testing.T) {
-	s := hstest.Start(t)
+func TestWhoseDevicesAreFollowed(t *testing.T) { hstest.Both(t, testWhoseDevices) }
+
+func testWhoseDevices(t *testing.T, s *hstest.Server) {
 	alice, bob, carol := s.Register("alice"), s.Register("bob"), s.Register("carol")
 	room := alice.CreateRoom(map[string]any{"invite": []matrix.UserID{bob.ID, carol.ID}})
 	since := map[*hstest.User]string{}

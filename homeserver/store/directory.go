@@ -134,7 +134,8 @@ func (s *Store) UnreadCount(ctx context.Context, room matrix.RoomID, user matrix
 	err = s.QueryRow(ctx, `SELECT count(*) FROM (SELECT 1 FROM event WHERE room_id = $1 AND type IN ('m.room.message', 'm.room.encrypted') AND sender <> $2
 		AND redacted_by IS NULL AND pos > (SELECT COALESCE(MAX(p), 0) FROM (
 			SELECT MAX(e.pos) AS p FROM receipt r JOIN event e ON e.event_id = r.event_id WHERE r.room_id = $1 AND r.user_id = $2
-			UNION ALL SELECT event_pos AS p FROM current_state WHERE room_id = $1 AND type = 'm.room.member' AND state_key = $2) AS read)
+			UNION ALL SELECT MAX(c.pos) AS p FROM state_change c LEFT JOIN event was ON was.pos = c.previous
+				WHERE c.room_id = $1 AND c.type = 'm.room.member' AND c.state_key = $2 AND (was.pos IS NULL OR was.json NOT LIKE '%"membership":"join"%')) AS read)
 		ORDER BY pos DESC LIMIT $3) AS unread`, room, user, limit).Scan(&n)
 	return n, err
 }
