@@ -24,7 +24,6 @@ const (
 	StatusBanned       = "301"
 	StatusNickChanged  = "303"
 	StatusKicked       = "307"
-	StatusShutdown     = "332"
 	StatusTechnical    = "333"
 )
 

@@ -102,12 +102,7 @@ func Addresses(e *Element) (from, to jid.JID, err error) {
 // Stamp formats a time as XEP-0082 says.
 func Stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
 
-// Delay makes a delayed-delivery stamp (XEP-0203).
-func Delay(from jid.JID, at time.Time) *Element {
-	return New(NSDelay, "delay", "from", from.String(), "stamp", Stamp(at))
-}
-
-// DelayOf returns the time of a delay stamp, zero without one.
+// DelayOf returns the time of a delayed-delivery stamp (XEP-0203), zero without one.
 func DelayOf(e *Element) time.Time {
 	t, err := time.Parse(time.RFC3339Nano, e.Child(NSDelay, "delay").Attr("stamp"))
 	if err != nil {

@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"mellium.im/xmpp/jid"
 	"mellium.im/xmpp/stanza"
 )
 
@@ -224,7 +223,7 @@ func TestMUCUserRoundTrip(t *testing.T) {
 
 func TestDelay(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 678e6, time.UTC)
-	p := New(NSComponent, "message").Add(Delay(jid.MustParse("r@m"), at))
+	p := New(NSComponent, "message").Add(New(NSDelay, "delay", "from", "r@m", "stamp", Stamp(at)))
 	if got := DelayOf(parse(t, p.String())); !got.Equal(at) {
 		t.Errorf("got %v", got)
 	}
