@@ -140,10 +140,7 @@ type outgoing struct {
 	lines   [8][]byte
 }
 
-// tagCaps are the capabilities that tags depend on.
-const tagCaps = capMessageTags | capServerTime | capAccountTag
-
-// index numbers the subsets of tagCaps.
+// index numbers the subsets of the capabilities that tags depend on.
 func index(c caps) int {
 	i := 0
 	for bit, each := range []caps{capMessageTags, capServerTime, capAccountTag} {
