@@ -236,8 +236,8 @@ func field(v reflect.Value, name string) (reflect.Value, bool) {
 }
 
 func keysOf(t reflect.Type) (keys []string) {
-	for i := range t.NumField() {
-		if k := t.Field(i).Tag.Get("yaml"); k != "" {
+	for f := range t.Fields() {
+		if k := f.Tag.Get("yaml"); k != "" {
 			keys = append(keys, k)
 		}
 	}
@@ -249,8 +249,7 @@ func leaves() []string {
 	var out []string
 	var walk func(prefix string, t reflect.Type)
 	walk = func(prefix string, t reflect.Type) {
-		for i := range t.NumField() {
-			f := t.Field(i)
+		for f := range t.Fields() {
 			key := f.Tag.Get("yaml")
 			switch {
 			case key == "" || f.Type.Kind() == reflect.Map:
