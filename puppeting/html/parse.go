@@ -84,7 +84,6 @@ type parser struct {
 	stack []frame
 	nodes int
 	skip  []string         // open elements whose content is dropped
-	pre   int              // open <pre>
 	raw   *strings.Builder // text of the open code element
 	rawIn string           // its tag
 	lang  string
@@ -295,7 +294,6 @@ func (p *parser) text(s string) {
 			return
 		}
 		p.open("li", richtext.Node{Kind: richtext.Item})
-		top = &p.stack[len(p.stack)-1]
 	}
 	if strings.HasPrefix(s, " ") && p.afterSpace() {
 		s = s[1:]
