@@ -272,8 +272,7 @@ func (c *crash) allOnce(got []string, prefix string) {
 
 // listener is someone on the network who writes down what they hear.
 type listener struct {
-	say   func(text string)
-	close func()
+	say func(text string)
 
 	mu  sync.Mutex
 	all []string // guarded by mu
