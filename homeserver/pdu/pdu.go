@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"unicode/utf8"
 
@@ -293,10 +294,8 @@ func text(v []byte) (string, bool) {
 		return "", false
 	}
 	inner := v[1 : len(v)-1]
-	for _, c := range inner {
-		if c == '\\' {
-			return gjson.ParseBytes(v).Str, true
-		}
+	if slices.Contains(inner, '\\') {
+		return gjson.ParseBytes(v).Str, true
 	}
 	return string(inner), utf8.Valid(inner)
 }
@@ -345,12 +344,7 @@ func without(object []byte, keys ...string) []byte {
 }
 
 func contains(keys []string, key []byte) bool {
-	for _, k := range keys {
-		if k == string(key) {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(keys, string(key))
 }
 
 // filter returns the members of a canonical object whose key is to be kept.

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/tidwall/gjson"
@@ -157,10 +158,8 @@ func (p *PDU) VerifySignatures(keys Keys) error {
 // signers are the servers that must have signed the event.
 func (p *PDU) signers() (servers []matrix.ServerName) {
 	add := func(s matrix.ServerName) {
-		for _, have := range servers {
-			if have == s {
-				return
-			}
+		if slices.Contains(servers, s) {
+			return
 		}
 		servers = append(servers, s)
 	}
