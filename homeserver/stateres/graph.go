@@ -2,6 +2,7 @@ package stateres
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/gjallar-im/gjallar/homeserver/eventauth"
 	"github.com/gjallar-im/gjallar/homeserver/matrix"
@@ -170,12 +171,7 @@ func (r *resolver) authDifference() ([]*node, error) {
 }
 
 func (r *resolver) inConflict(n *node) bool {
-	for _, c := range r.keys[n.Key()] {
-		if c == n {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(r.keys[n.Key()], n)
 }
 
 // lessCommonChains leaves out those that are in the auth chain of an unconflicted
