@@ -113,9 +113,6 @@ func (db *DB) closePools() error {
 	return errors.Join(db.reads.Close(), db.writes.Close())
 }
 
-// Postgres reports whether the database is PostgreSQL, for the few who must know.
-func (db *DB) Postgres() bool { return db.postgres }
-
 // Query runs a query outside of a transaction.
 func (db *DB) Query(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
 	if s := db.readers.get(ctx, query); s != nil {
