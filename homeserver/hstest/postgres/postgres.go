@@ -227,7 +227,7 @@ func (c *Cluster) Kill() {
 	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", c.Pid(), c.Pid()))
 	c.cmd.Process.Kill()
 	<-c.done
-	for _, f := range strings.Fields(string(children)) {
+	for f := range strings.FieldsSeq(string(children)) {
 		pid, err := strconv.Atoi(f)
 		if err != nil {
 			continue
