@@ -30,12 +30,11 @@ type network struct {
 	closing chan struct{} // closed by the first Close
 	done    chan struct{} // closed when no process runs and none will
 
-	mu       sync.Mutex
-	session  *session       // nil while there is no process; guarded by mu
-	retry    time.Time      // of the next start, while there is none; guarded by mu
-	closed   bool           // guarded by mu
-	replies  sync.WaitGroup // to commands that no process has seen; Add guarded by mu
-	closeErr error          // readable after done is closed
+	mu      sync.Mutex
+	session *session       // nil while there is no process; guarded by mu
+	retry   time.Time      // of the next start, while there is none; guarded by mu
+	closed  bool           // guarded by mu
+	replies sync.WaitGroup // to commands that no process has seen; Add guarded by mu
 }
 
 func newNetwork(p *Plugin, config json.RawMessage, host backends.Host) *network {
