@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/gjallar-im/gjallar/appservice"
@@ -304,12 +306,8 @@ func (p *portal) powerBody(ctx context.Context, ev *appservice.Event) (backends.
 
 func merged[V any](a, b map[matrix.UserID]V) map[matrix.UserID]V {
 	out := map[matrix.UserID]V{}
-	for k, v := range b {
-		out[k] = v
-	}
-	for k, v := range a {
-		out[k] = v
-	}
+	maps.Copy(out, b)
+	maps.Copy(out, a)
 	return out
 }
 
@@ -421,10 +419,8 @@ func isCreator(state []appservice.Event, u matrix.UserID) bool {
 		if !creatorsRule(c.Version) {
 			return false
 		}
-		for _, a := range c.Additional {
-			if a == u {
-				return true
-			}
+		if slices.Contains(c.Additional, u) {
+			return true
 		}
 		return ev.Sender == u
 	}
