@@ -41,11 +41,16 @@ func (s *session) welcome() {
 	for chunk := range slices.Chunk(support, 13) {
 		s.reply(irc.RPL_ISUPPORT, append(slices.Clone(chunk), "are supported by this server")...)
 	}
-	s.handleLusers(nil, nil)
-	s.handleMotd(nil, nil)
+	s.lusers()
+	s.motd()
 }
 
 func (s *session) handleLusers(context.Context, *irc.Message) error {
+	s.lusers()
+	return nil
+}
+
+func (s *session) lusers() {
 	s.n.mu.Lock()
 	clients, channels, most := len(s.n.sessions), len(s.n.channels), s.n.most
 	s.n.mu.Unlock()
@@ -54,13 +59,17 @@ func (s *session) handleLusers(context.Context, *irc.Message) error {
 	s.reply(irc.RPL_LUSERCHANNELS, strconv.Itoa(channels), "channels formed")
 	s.reply(irc.RPL_LUSERME, "I have "+now+" clients and 0 servers")
 	s.reply("265", now, strconv.Itoa(most), "Current local users "+now+", max "+strconv.Itoa(most))
-	return nil
 }
 
 func (s *session) handleMotd(context.Context, *irc.Message) error {
+	s.motd()
+	return nil
+}
+
+func (s *session) motd() {
 	if strings.TrimSpace(s.n.cfg.MOTD) == "" {
 		s.reply(irc.ERR_NOMOTD, "No message of the day")
-		return nil
+		return
 	}
 	s.reply(irc.RPL_MOTDSTART, "- "+s.n.cfg.ServerName+" Message of the day -")
 	for line := range strings.SplitSeq(strings.TrimRight(s.n.cfg.MOTD, "\r\n"), "\n") {
@@ -69,7 +78,6 @@ func (s *session) handleMotd(context.Context, *irc.Message) error {
 		}
 	}
 	s.reply(irc.RPL_ENDOFMOTD, "End of /MOTD command")
-	return nil
 }
 
 func (s *session) handlePing(_ context.Context, m *irc.Message) error {
