@@ -203,8 +203,11 @@ func (n *network) setState(s *backends.NetworkState) {
 	open := n.nw != nil
 	n.mu.Unlock()
 	level := slog.LevelInfo
-	if s.Phase == backends.Connecting {
+	switch s.Phase {
+	case backends.Connecting:
 		level = slog.LevelDebug // what comes of it follows
+	case backends.Failed:
+		level = slog.LevelError
 	}
 	n.log.Log(context.Background(), level, "network changed", phase(s.Phase, s.Reason)...)
 	switch {

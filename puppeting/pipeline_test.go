@@ -26,6 +26,7 @@ type orderly struct {
 	broken  int           // 1: events are lost; 2: that is over; guarded by mu
 	full    chan struct{} // closed when several wait
 	needed  int           // how many
+	all     chan struct{} // closed when everything was handed over, before which nothing gets its place
 }
 
 func (o *orderly) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -45,13 +46,16 @@ func (o *orderly) RoundTrip(r *http.Request) (*http.Response, error) {
 		close(o.full)
 		o.full = nil
 	}
-	full := o.full
+	full, all := o.full, o.all
 	if o.broken == 0 && o.waiting > o.needed/2 {
 		o.broken = 1
 	}
 	lost := o.broken == 1 // as when it crashes: these and all behind them
 	o.mu.Unlock()
 	defer close(mine)
+	if all != nil {
+		<-all
+	}
 	trace.Got1xxResponse(http.StatusProcessing, nil)
 	<-before
 	if full != nil {
@@ -82,6 +86,9 @@ func TestMessagesOfAChatAreSentInOrderWithoutWaitingForEach(t *testing.T) {
 	o.mu.Lock()
 	o.full, o.needed = make(chan struct{}), 20 // nothing is stored before so many are on their way
 	o.broken = 0
+	o.all = make(chan struct{})
+	handedOver := sync.OnceFunc(func() { close(o.all) })
+	defer handedOver()
 	o.mu.Unlock()
 
 	const n = 100
@@ -92,6 +99,7 @@ func TestMessagesOfAChatAreSentInOrderWithoutWaitingForEach(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	handedOver()
 	for range n {
 		if r := <-receipts; r.Err != nil || r.ID == "" {
 			t.Fatalf("receipt %+v", r)
