@@ -20,17 +20,23 @@ type orderly struct {
 	next http.RoundTripper
 
 	mu      sync.Mutex
-	turn    chan struct{} // closed when the event before is stored; guarded by mu
-	waiting int           // events that have their place and are not stored; guarded by mu
-	most    int           // of them at a time; guarded by mu
-	broken  int           // 1: events are lost; 2: that is over; guarded by mu
-	full    chan struct{} // closed when several wait
-	needed  int           // how many
-	all     chan struct{} // closed when everything was handed over, before which nothing gets its place
+	turn    chan struct{}   // closed when the event before is stored; guarded by mu
+	waiting int             // events that have their place and are not stored; guarded by mu
+	most    int             // of them at a time; guarded by mu
+	broken  int             // 1: events are lost; 2: that is over, since one is sent again; guarded by mu
+	lost    map[string]bool // paths of events that were lost; guarded by mu
+	full    chan struct{}   // closed when several wait
+	needed  int             // how many
+	all     chan struct{}   // closed when everything was handed over, before which nothing gets its place
 }
 
 func (o *orderly) RoundTrip(r *http.Request) (*http.Response, error) {
 	trace := httptrace.ContextClientTrace(r.Context())
+	o.mu.Lock()
+	if trace == nil && o.lost[r.URL.Path] {
+		o.broken = 2
+	}
+	o.mu.Unlock()
 	if trace == nil || !strings.Contains(r.URL.Path, "/send/m.room.message/") {
 		return o.next.RoundTrip(r)
 	}
@@ -51,6 +57,9 @@ func (o *orderly) RoundTrip(r *http.Request) (*http.Response, error) {
 		o.broken = 1
 	}
 	lost := o.broken == 1 // as when it crashes: these and all behind them
+	if lost {
+		o.lost[r.URL.Path] = true
+	}
 	o.mu.Unlock()
 	defer close(mine)
 	if all != nil {
@@ -64,9 +73,7 @@ func (o *orderly) RoundTrip(r *http.Request) (*http.Response, error) {
 	defer func() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		if o.waiting--; o.waiting == 0 && o.broken == 1 {
-			o.broken = 2
-		}
+		o.waiting--
 	}()
 	if lost {
 		return nil, errors.New("the connection was lost")
@@ -78,7 +85,7 @@ func TestMessagesOfAChatAreSentInOrderWithoutWaitingForEach(t *testing.T) {
 	irc := newFake("irc", everything)
 	turn := make(chan struct{})
 	close(turn)
-	o := &orderly{tb: t, next: http.DefaultTransport, turn: turn, broken: 2}
+	o := &orderly{tb: t, next: http.DefaultTransport, turn: turn, broken: 2, lost: map[string]bool{}}
 	w := makeWorld(t, &world{transport: o}, []*fakeNet{irc})
 	alice := w.hs.Register("alice")
 	room := w.portal(alice, "irc", "#go")
