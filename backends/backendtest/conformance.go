@@ -73,12 +73,9 @@ func Run(t *testing.T, c Case) {
 		{"CloseWithCommandsInHand", checkCloseBusy, c.Chat.Chat != ""},
 		{"CloseWithAStuckHost", checkCloseStuck, c.Chat.Chat != "" && c.Say != nil},
 	} {
-		t.Run(check.name, func(t *testing.T) {
-			if !check.needed {
-				t.Skip("the case does not say how to try this")
-			}
-			check.run(t, c)
-		})
+		if check.needed { // otherwise the case does not say how to try it
+			t.Run(check.name, func(t *testing.T) { check.run(t, c) })
+		}
 	}
 }
 
