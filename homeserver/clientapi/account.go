@@ -354,7 +354,7 @@ func (a *api) registrationAuth(auth *uiaAuth) error {
 		return uiaNeeded(stage)
 	}
 	if auth.Type != stage {
-		return uiaNeeded(stage).With("errcode", matrix.CodeUnknown)
+		return uiaNeeded(stage).With("errcode", matrix.CodeUnknown).With("error", "The server asks for another stage")
 	}
 	if stage == "m.login.registration_token" && subtle.ConstantTimeCompare([]byte(auth.Token), []byte(a.RegistrationToken)) != 1 {
 		return uiaNeeded(stage).With("errcode", matrix.CodeForbidden).With("error", "Invalid registration token")
@@ -362,9 +362,10 @@ func (a *api) registrationAuth(auth *uiaAuth) error {
 	return nil
 }
 
-// uiaNeeded is the 401 that tells which stage is to be passed.
+// uiaNeeded is the 401 that tells which stage is to be passed. It has an errcode only
+// after a failed attempt: that is how clients tell the two apart.
 func uiaNeeded(stage string) *matrix.Error {
-	e := matrix.Errorf(http.StatusUnauthorized, matrix.CodeUnauthorized, "More authentication is needed")
+	e := matrix.Errorf(http.StatusUnauthorized, "", "More authentication is needed")
 	return e.With("session", rand.Text()).With("flows", []map[string]any{{"stages": []string{stage}}}).With("params", empty)
 }
 

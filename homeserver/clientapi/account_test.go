@@ -26,7 +26,7 @@ func TestRegistrationModes(t *testing.T) {
 		code       string
 	}{
 		{"open", "open", dummy, 200, ""},
-		{"open, no stage yet", "open", map[string]any{"username": "new", "password": "pw"}, 401, "M_UNAUTHORIZED"},
+		{"open, no stage yet", "open", map[string]any{"username": "new", "password": "pw"}, 401, ""},
 		{"closed", "closed", dummy, 403, "M_FORBIDDEN"},
 		{"token", "token", withToken("sesame"), 200, ""},
 		{"wrong token", "token", withToken("wrong"), 401, "M_FORBIDDEN"},
@@ -67,7 +67,7 @@ func TestWhoMayLogInNoLonger(t *testing.T) {
 
 	other = s.Service(s.Nobody().OK("POST", v3+"/login", passwordLogin("alice", "alice")).Str("access_token"))
 	auth := func(password string) map[string]any { return passwordLogin("alice", password) }
-	alice.Fails(401, "M_UNAUTHORIZED", "POST", v3+"/account/password", map[string]any{"new_password": "new"})
+	alice.Fails(401, "", "POST", v3+"/account/password", map[string]any{"new_password": "new"})
 	alice.Fails(401, "M_FORBIDDEN", "POST", v3+"/account/password", map[string]any{"new_password": "new", "auth": auth("wrong")})
 	alice.OK("POST", v3+"/account/password", map[string]any{"new_password": "new", "auth": auth("alice")})
 	other.Fails(401, "M_UNKNOWN_TOKEN", "GET", v3+"/account/whoami", nil)
@@ -158,7 +158,7 @@ func TestAccountDataAndTags(t *testing.T) {
 func TestLoginTokens(t *testing.T) {
 	s := hstest.Start(t)
 	alice := s.Register("alice")
-	alice.Fails(401, "M_UNAUTHORIZED", "POST", "/_matrix/client/v1/login/get_token", nil)
+	alice.Fails(401, "", "POST", "/_matrix/client/v1/login/get_token", nil)
 	token := alice.OK("POST", "/_matrix/client/v1/login/get_token", map[string]any{"auth": passwordLogin("alice", "alice")}).Str("login_token")
 	body := map[string]string{"type": "m.login.token", "token": token}
 	out := s.Nobody().OK("POST", v3+"/login", body)

@@ -94,7 +94,10 @@ func (e *Error) Error() string { return e.Code + ": " + e.Message }
 
 // MarshalJSON gives the standard error response.
 func (e *Error) MarshalJSON() ([]byte, error) {
-	body := map[string]any{"errcode": e.Code, "error": e.Message}
+	body := map[string]any{}
+	if e.Code != "" { // without one it is no error yet: the first answer of user-interactive authentication
+		body["errcode"], body["error"] = e.Code, e.Message
+	}
 	maps.Copy(body, e.Extra)
 	return json.Marshal(body)
 }
